@@ -1,0 +1,1 @@
+"""The built-in plugins of tailorlib, on its public names only."""

@@ -1,0 +1,36 @@
+"""tailorlib: cut and stitch language models by zero-order search."""
+
+from tailorlib.distributions import Categorical, Distribution, Float, Integer, Params, Subset
+from tailorlib.fitness import Fitness, Measurement
+from tailorlib.operation import MergeOperation, Operation
+from tailorlib.optimizer import Optimizer
+from tailorlib.search_space import FamilyLayout, SearchSpace
+from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
+from tailorlib.text import TextSource
+from tailorlib.trial import Trial
+from tailorlib.version import __version__
+from tailorlib.warm_start import WarmStart, WarmStartContext
+
+__all__ = [
+    "Categorical",
+    "Distribution",
+    "FamilyLayout",
+    "Fitness",
+    "Float",
+    "Integer",
+    "LayerPlan",
+    "LayerSource",
+    "Measurement",
+    "MergeOperation",
+    "Operation",
+    "Optimizer",
+    "Params",
+    "SearchSpace",
+    "Subset",
+    "Tailoring",
+    "TextSource",
+    "Trial",
+    "WarmStart",
+    "WarmStartContext",
+    "__version__",
+]

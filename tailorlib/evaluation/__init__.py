@@ -1,0 +1,1 @@
+"""The evaluation engine: compiled requests, packed forward passes, scores."""

@@ -1,0 +1,65 @@
+"""Errors that a user can mend.
+
+Each message names the rule, what was given, and the remedy. The command line prints such an error without a
+traceback and exits with status 2; anything else is a defect of the library and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class TailorError(Exception):
+    """Base of every error that a user's input can cause."""
+
+
+class RecipeError(TailorError):
+    """One or more faults of a recipe, collected into one message.
+
+    Args:
+        faults: One sentence per fault: rule, what was given, remedy.
+    """
+
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        if len(self.faults) == 1:
+            super().__init__(self.faults[0])
+        else:
+            lines = "\n".join(f"  {i}. {fault}" for i, fault in enumerate(self.faults, start=1))
+            super().__init__(f"The recipe has {len(self.faults)} faults:\n{lines}")
+
+
+class PluginError(TailorError):
+    """A plugin that is unknown, collides with another, or breaks its contract."""
+
+
+class ModelError(TailorError):
+    """A model, adapter or checkpoint that is missing, broken, or does not belong to the family."""
+
+
+class DataError(TailorError):
+    """A text or task that is missing, empty, or malformed."""
+
+
+class JournalError(TailorError):
+    """A study record that is damaged, in use, or belongs to another recipe."""
+
+
+class EvaluationError(TailorError):
+    """An evaluation that gave no usable number."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known name, or the list of known names.
+
+    Args:
+        name: What was given.
+        known: The names that would have been accepted.
+    """
+    known = sorted(known)
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {by_lower[close[0]]!r}?"
+    return f" Known: {', '.join(known)}." if known else " None is known."

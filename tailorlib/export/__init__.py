@@ -1,0 +1,1 @@
+"""Writing a tailored model to disk."""

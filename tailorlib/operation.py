@@ -1,0 +1,137 @@
+"""Operation: how the layers of a family become a layer of the tailored model.
+
+A new merge method is one class::
+
+    class Midpoint(MergeOperation):
+        def merge(self, tensors, *, base, params, generators):
+            return sum(tensors) / len(tensors)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tailorlib.distributions import Distribution, Params
+from tailorlib.exceptions import PluginError
+
+
+class Operation(ABC):
+    """One thing that can be done with layers.
+
+    ``__init__`` takes what a recipe sets (ranges of hyperparameters); :meth:`distributions` declares what the
+    search draws. The class name is the operation's one name: in recipes, in the registry, in a tailoring file.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    def distributions(self) -> Mapping[str, Distribution]:
+        """Return the operation's own hyperparameters, which the search draws per layer."""
+        return {}
+
+
+class MergeOperation(Operation):
+    """Two or more tensors of one shape become one.
+
+    Subclasses write :meth:`merge`; callers use :meth:`apply`, which guards it. A merge depends on its arguments
+    alone: ``params`` holds a value for every name in :meth:`~Operation.distributions`, so that a tailoring can
+    be rebuilt without the recipe (with an instance made by ``cls()``).
+    """
+
+    needs_base: ClassVar[bool] = False
+    """Whether ``base`` (the tensor that task vectors are taken against) is required."""
+    max_sources: ClassVar[int | None] = None
+    """The largest number of tensors that the method is defined for; ``None`` for any."""
+
+    @abstractmethod
+    def merge(
+        self,
+        tensors: Sequence[Tensor],
+        *,
+        base: Tensor | None,
+        params: Params,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Merge tensors of one shape.
+
+        Args:
+            tensors: Two or more float32 tensors of one shape, in the order of the plan's sources.
+            base: The base model's float32 tensor of the same shape; given if ``needs_base``.
+            params: A value for each of the operation's hyperparameters.
+            generators: One CPU generator per tensor, seeded from (seed, model, tensor name): what it draws
+                depends on no other model of the merge. Draw on the CPU and move the result to the tensor's
+                device, so that every device gives the same bits.
+
+        Returns:
+            A float32 tensor of the same shape.
+        """
+
+    def apply(
+        self,
+        tensors: Sequence[Tensor],
+        *,
+        base: Tensor | None,
+        params: Params,
+        generators: Sequence[torch.Generator],
+        where: str = "a tensor",
+    ) -> Tensor:
+        """Check the inputs, compute :meth:`merge` in float32, check the result, and cast it back.
+
+        Args:
+            tensors: Tensors of one shape and dtype, at least two (at most ``max_sources``).
+            base: The base model's tensor, or ``None``.
+            params: A value for each of the operation's hyperparameters.
+            generators: One CPU generator per tensor.
+            where: Name of the tensor, for error messages.
+
+        Returns:
+            A tensor of the shape, dtype and device of the first one.
+
+        Raises:
+            PluginError: If the arguments don't fit the operation, or its result is not finite, has another
+                shape, or an input was modified.
+        """
+        self._check_inputs(tensors, base, params, where)
+        wide = [t.to(torch.float32) for t in tensors]
+        wide_base = None if base is None or not self.needs_base else base.to(torch.float32)
+        versions = [t._version for t in wide]
+        with torch.no_grad():
+            merged = self.merge(wide, base=wide_base, params=params, generators=generators)
+        if [t._version for t in wide] != versions:
+            raise PluginError(f"{self.name}.merge must not modify its inputs; it did at {where}.")
+        if not isinstance(merged, Tensor) or merged.shape != tensors[0].shape:
+            shape = tuple(merged.shape) if isinstance(merged, Tensor) else type(merged).__name__
+            raise PluginError(
+                f"{self.name}.merge must return a tensor of its inputs' shape {tuple(tensors[0].shape)}, got "
+                f"{shape} at {where}."
+            )
+        if not torch.isfinite(merged).all():
+            raise PluginError(
+                f"{self.name}.merge gave NaN or Inf at {where} with {dict(params)}. Check the method for tensors "
+                "that are zero or equal."
+            )
+        return merged.to(tensors[0].dtype)
+
+    def _check_inputs(self, tensors: Sequence[Tensor], base: Tensor | None, params: Params, where: str) -> None:
+        if len(tensors) < 2 or (self.max_sources is not None and len(tensors) > self.max_sources):
+            limit = f"2 to {self.max_sources}" if self.max_sources is not None else "2 or more"
+            raise PluginError(f"{self.name} merges {limit} tensors, got {len(tensors)} at {where}.")
+        if self.needs_base and base is None:
+            raise PluginError(f"{self.name} needs the base model's tensor, got none at {where}.")
+        shapes = {tuple(t.shape) for t in (*tensors, *([base] if base is not None else []))}
+        if len(shapes) > 1:
+            raise PluginError(f"{self.name} merges tensors of one shape, got {sorted(shapes)} at {where}.")
+        declared = self.distributions()
+        if set(params) != set(declared):
+            raise PluginError(
+                f"{self.name} takes the hyperparameters {sorted(declared)}, got {sorted(params)} at {where}."
+            )

@@ -1,0 +1,130 @@
+"""SearchSpace: which tailorings can be reached, and how an optimizer names them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tailorlib.distributions import Distribution, Params
+from tailorlib.exceptions import PluginError, RecipeError
+from tailorlib.tailoring import BASE, Tailoring
+
+
+@dataclass(frozen=True)
+class FamilyLayout:
+    """What a search space needs to know of a model family; no weights.
+
+    Args:
+        candidates: Names of the candidate models, in recipe order; the base is called ``"base"``.
+        num_layers: Number of decoder layers, the same in every model.
+        layer_types: Type of each layer (such as ``"full_attention"``); layers of one type can replace each other.
+    """
+
+    candidates: tuple[str, ...]
+    num_layers: int
+    layer_types: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.layer_types) != self.num_layers:
+            raise ValueError(f"A layout of {self.num_layers} layers got {len(self.layer_types)} layer types.")
+        if BASE in self.candidates:
+            raise RecipeError("No candidate may be called 'base': it is the base model's name. Rename it.")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The base and the candidates."""
+        return (BASE, *self.candidates)
+
+
+@dataclass(frozen=True)
+class SpaceSize:
+    """The size of a search space.
+
+    Args:
+        discrete: Number of distinct tailorings, each continuous hyperparameter counted as one value.
+        continuous: The largest number of continuous hyperparameters that are active at once.
+    """
+
+    discrete: int
+    continuous: int
+
+
+class SearchSpace(ABC):
+    """A set of tailorings, described by named distributions.
+
+    ``__init__`` takes recipe settings; :meth:`setup` gives the family's layout. Parameters can be conditional:
+    those that :meth:`active` leaves out don't change the decoded tailoring, and two assignments with equal
+    active parts are one candidate.
+    """
+
+    _layout: FamilyLayout | None = None
+
+    @property
+    def layout(self) -> FamilyLayout:
+        """The family's layout, after :meth:`setup`."""
+        if self._layout is None:
+            raise PluginError(f"{type(self).__name__} is used before setup(layout).")
+        return self._layout
+
+    def setup(self, layout: FamilyLayout) -> None:
+        """Tell the space which family it cuts from.
+
+        Raises:
+            RecipeError: If the settings don't fit the family.
+        """
+        self._layout = layout
+        self._setup(layout)
+
+    def _setup(self, layout: FamilyLayout) -> None:
+        """Check the settings against the layout and precompute; nothing by default."""
+
+    @abstractmethod
+    def distributions(self) -> Mapping[str, Distribution]:
+        """Return every parameter of the space, in a fixed order."""
+
+    @abstractmethod
+    def active(self, params: Params) -> Params:
+        """Return the part of a complete assignment that matters: the canonical name of the candidate."""
+
+    @abstractmethod
+    def decode(self, params: Params, *, seed: int = 0) -> Tailoring:
+        """Return the tailoring that an assignment means; inactive parameters may be missing."""
+
+    @abstractmethod
+    def encode(self, tailoring: Tailoring) -> Params:
+        """Return the active parameters of a tailoring.
+
+        Raises:
+            RecipeError: If the tailoring lies outside the space.
+        """
+
+    @abstractmethod
+    def size(self) -> SpaceSize:
+        """Return how large the space is."""
+
+    def complete(self, params: Params) -> Params:
+        """Fill in parameters that an assignment leaves open with their distributions' defaults."""
+        return {name: params.get(name, d.default) for name, d in self.distributions().items()}
+
+    def sample(self, rng: np.random.Generator) -> Params:
+        """Draw an assignment at random and return its active part."""
+        return self.active({name: d.sample(rng) for name, d in self.distributions().items()})
+
+    def check(self, params: Params) -> None:
+        """Check that an assignment names only parameters of the space, within their distributions.
+
+        Raises:
+            PluginError: Otherwise, naming every parameter that is off.
+        """
+        known = self.distributions()
+        faults = [f"{name} is no parameter of the space" for name in params if name not in known]
+        faults += [
+            f"{name}={value!r} is not in {known[name]}"
+            for name, value in params.items()
+            if name in known and not known[name].contains(value)
+        ]
+        if faults:
+            raise PluginError(f"An assignment lies in its search space; got {'; '.join(faults[:5])}.")

@@ -1,0 +1,102 @@
+"""Tiny random models with a real tokenizer: a whole family on disk in well under a second, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+_LINES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "def add(a, b): return a + b",
+    "Anna has 3 apples and buys 4 more; now she has 7.",
+    "Question: what is the opposite of hot? Answer: cold",
+)
+
+_SHAPE: Mapping[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+
+
+def tiny_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer trained on a few lines; it encodes every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|end|>", "<|start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_LINES * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>"
+    )
+
+
+def write_tiny_model(
+    directory: Path,
+    *,
+    seed: int = 0,
+    model_type: str = "llama",
+    num_layers: int = 6,
+    dtype: torch.dtype = torch.float32,
+    noise_from: Path | None = None,
+    **config: Any,
+) -> Path:
+    """Write a tiny random causal model and its tokenizer to a folder.
+
+    Args:
+        directory: Folder to create.
+        seed: Seed of the weights.
+        model_type: The ``model_type`` of a transformers config.
+        num_layers: Number of decoder layers.
+        dtype: Data type of the stored weights.
+        noise_from: A model written earlier whose weights are taken, with a little noise: a "fine-tune" of it.
+        config: Further config values, over the tiny defaults.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = tiny_tokenizer()
+    settings = {**_SHAPE, "num_hidden_layers": num_layers, "vocab_size": len(tokenizer), **config}
+    model_config = AutoConfig.for_model(model_type, **settings)
+    model_config.bos_token_id, model_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    model_config.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(model_config).to(dtype)
+        with torch.no_grad():
+            if noise_from is None:  # transformers draws weights so small that every layer is almost the identity
+                for parameter in model.parameters():
+                    if parameter.dim() > 1:
+                        parameter.mul_(5.0)
+            else:
+                model.load_state_dict(AutoModelForCausalLM.from_pretrained(noise_from, dtype=dtype).state_dict())
+                for parameter in model.parameters():
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def write_tiny_family(directory: Path, *, candidates: int = 2, **settings: Any) -> dict[str, Path]:
+    """Write a base and its fine-tunes; the settings are those of :func:`write_tiny_model`.
+
+    Returns:
+        The folders by family name: ``"base"``, ``"a"``, ``"b"``, ...
+    """
+    folders = {"base": write_tiny_model(directory / "base", seed=0, **settings)}
+    for i, name in enumerate("abcdefgh"[:candidates], start=1):
+        folders[name] = write_tiny_model(directory / name, seed=i, noise_from=folders["base"], **settings)
+    return folders

@@ -1,0 +1,18 @@
+"""TextSource: where documents for perplexity, calibration and fine-tuning come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+
+class TextSource(ABC):
+    """A fixed, ordered list of documents: the same on every call."""
+
+    @abstractmethod
+    def documents(self) -> Sequence[str]:
+        """Return the documents.
+
+        Raises:
+            DataError: If there are none, or they can't be read.
+        """

@@ -1,0 +1,92 @@
+"""Trial: one evaluated candidate, as the journal keeps it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tailorlib.distributions import Params
+from tailorlib.exceptions import JournalError
+from tailorlib.tailoring import Tailoring
+
+TrialState = Literal["complete", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate and what came of it.
+
+    Args:
+        number: Position in the study, from 0.
+        params: The active parameters (see :meth:`tailorlib.search_space.SearchSpace.active`).
+        tailoring: What the parameters mean.
+        state: ``"complete"``, or ``"failed"`` with a ``reason``.
+        fitness: The score, higher is better; ``None`` if the trial failed.
+        metrics: Every figure that the fitness reported, by name.
+        seconds: Wall time of stitching and evaluation.
+        origin: Who proposed it: ``"optimizer"``, or the name of a warm start.
+        reason: Why the trial failed.
+    """
+
+    number: int
+    params: Params
+    tailoring: Tailoring
+    state: TrialState
+    fitness: float | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    origin: str = "optimizer"
+    reason: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """What optimizers minimise: the negated fitness, infinite for a failed trial.
+
+        The only place where a sign is turned.
+        """
+        return math.inf if self.fitness is None else -self.fitness
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for one line of the journal."""
+        return {
+            "number": self.number,
+            "state": self.state,
+            "fitness": self.fitness,
+            "metrics": dict(self.metrics),
+            "seconds": round(self.seconds, 4),
+            "origin": self.origin,
+            "reason": self.reason,
+            "params": {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()},
+            "tailoring": self.tailoring.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
+        """Rebuild a trial from :meth:`to_dict`.
+
+        Raises:
+            JournalError: If a key is missing or a value is of the wrong type.
+        """
+        try:
+            return cls(
+                number=int(data["number"]),
+                params={k: tuple(v) if isinstance(v, list) else v for k, v in data["params"].items()},
+                tailoring=Tailoring.from_dict(data["tailoring"]),
+                state="complete" if data["state"] == "complete" else "failed",
+                fitness=None if data["fitness"] is None else float(data["fitness"]),
+                metrics={str(k): float(v) for k, v in data["metrics"].items()},
+                seconds=float(data["seconds"]),
+                origin=str(data["origin"]),
+                reason=data["reason"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise JournalError(f"A journal line is no trial: {error!r}.") from error
+
+
+def incumbent(trials: Mapping[int, Trial] | list[Trial] | tuple[Trial, ...]) -> Trial | None:
+    """Return the complete trial of the highest fitness (the earliest among equals), or ``None``."""
+    values = trials.values() if isinstance(trials, Mapping) else trials
+    complete = [t for t in values if t.fitness is not None]
+    return min(complete, key=lambda t: (t.loss, t.number), default=None)
