@@ -48,6 +48,13 @@ class Fitness(ABC):
             raise PluginError(f"{type(self).__name__} is used before setup(engine).")
         return self._engine
 
+    def check(self) -> None:
+        """Check the data before any model is loaded, so that a recipe's faults come at once; nothing by default.
+
+        Raises:
+            DataError: If data is missing, empty or malformed.
+        """
+
     def setup(self, engine: Engine) -> None:
         """Compile the data for a tokenizer and a device, once per study.
 

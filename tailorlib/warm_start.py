@@ -39,6 +39,11 @@ class WarmStart(ABC):
     proposal is a row of the final table.
     """
 
+    @property
+    def label(self) -> str:
+        """What tables call it; the class name by default."""
+        return type(self).__name__
+
     @abstractmethod
     def propose(self, context: WarmStartContext) -> Sequence[Tailoring]:
         """Return tailorings, the best guess first."""

@@ -1,0 +1,45 @@
+"""Where the library speaks to the person at the terminal."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.console import Console, RenderableType
+
+console = Console(highlight=False)
+
+
+@rank_zero_only
+def say(*what: RenderableType) -> None:
+    """Print to the terminal, on rank 0 only."""
+    console.print(*what)
+
+
+def quieten() -> None:
+    """Mute the chatter of the libraries below: what a user can't act on."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lm_eval", "lm-eval", "datasets", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=r".*configure_optimizers` returned `None`.*")
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Show a spinner while something takes its time, and say when it is done."""
+    if rank_zero_only.rank == 0 and console.is_terminal:
+        with console.status(f"{what} ..."):
+            yield
+    else:
+        yield
+    say(f"[green]✓[/] {what}")

@@ -1,0 +1,261 @@
+"""The study record: append-only JSON lines, one per finished trial, on disk before the next trial begins.
+
+The first line is the header (format, versions, and the parts of the recipe that decide the trials), the second
+the dense base model's measurement, every further one a trial. A study resumes by replaying the trials.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tailorlib.exceptions import JournalError
+from tailorlib.fitness import Measurement
+from tailorlib.trial import Trial
+
+FORMAT_VERSION = 1
+FILE_NAME = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class JournalHeader:
+    """What the trials of a journal depend on.
+
+    Args:
+        identity: The recipe's sections that decide the trials.
+        environment: Versions of the libraries that wrote it, for information.
+        format: Version of the file format.
+    """
+
+    identity: Mapping[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT_VERSION
+
+
+class Journal:
+    """An open study record; exclusive to one process.
+
+    Use :meth:`create` or :meth:`open`, and :meth:`close` at the end.
+    """
+
+    def __init__(self, path: Path, header: JournalHeader, lock: FileLock) -> None:
+        self.path, self.header = path, header
+        self.dense: Measurement | None = None
+        self.trials: list[Trial] = []
+        self.recovered: str | None = None
+        """What was cut off a torn last line when the journal was opened, or ``None``."""
+        self._lock = lock
+
+    @classmethod
+    def create(cls, directory: Path, header: JournalHeader) -> Journal:
+        """Start a new record in a folder.
+
+        Raises:
+            JournalError: If the folder already has one, or can't be written.
+        """
+        path = directory / FILE_NAME
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = _acquire(directory)
+            if path.exists():
+                lock.release()
+                raise JournalError(_occupied(directory))
+            data = {"kind": "header", "format": header.format, "environment": dict(header.environment)}
+            _replace_file(path, _line({**data, "identity": dict(header.identity)}))
+        except OSError as error:
+            raise JournalError(f"The run folder {str(directory)!r} can't be written: {error}.") from error
+        return cls(path, header, lock)
+
+    @classmethod
+    def open(cls, directory: Path) -> Journal:
+        """Open a record to continue it; a torn last line is cut off and kept in :attr:`recovered`.
+
+        Raises:
+            JournalError: If there is none, another process holds it, or a line before the last is damaged.
+        """
+        path = directory / FILE_NAME
+        if not path.is_file():
+            raise JournalError(f"A study is resumed from its run folder; {str(directory)!r} has no {FILE_NAME}.")
+        lock = _acquire(directory)
+        try:
+            lines, torn = _complete_lines(path.read_bytes())
+            journal = cls(path, _header(lines, path), lock)
+            for number, line in enumerate(lines[1:], start=2):
+                journal._take(line, number)
+            if torn:
+                with path.open("r+b") as file:
+                    file.truncate(sum(len(line) + 1 for line in lines))
+                    os.fsync(file.fileno())
+                journal.recovered = torn.decode("utf-8", errors="replace")
+        except BaseException:
+            lock.release()
+            raise
+        return journal
+
+    def set_dense(self, dense: Measurement) -> None:
+        """Record the dense base model's measurement.
+
+        Raises:
+            JournalError: If the disk doesn't take it.
+        """
+        maps = {"metrics": dict(dense.metrics), "chance": dict(dense.chance), "parts": dict(dense.parts)}
+        self._append({"kind": "dense", "score": dense.score, **maps})
+        self.dense = dense
+
+    def append(self, trial: Trial) -> None:
+        """Record a trial: when this returns, the trial is on disk.
+
+        Raises:
+            JournalError: If the disk doesn't take it; the record then still ends with the trial before.
+        """
+        if trial.number != len(self.trials):
+            raise JournalError(f"The journal's next trial is {len(self.trials)}, got {trial.number}.")
+        self._append({"kind": "trial", **trial.to_dict()})
+        self.trials.append(trial)
+
+    def close(self) -> None:
+        """Let other processes open the record."""
+        self._lock.release()
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Check that a recipe would make the same trials.
+
+        Raises:
+            JournalError: If not, naming every difference.
+        """
+        differences = _differences(self.header.identity, _plain(identity))
+        if differences:
+            raise JournalError(
+                "A study resumes with the recipe it began with; the recipe differs in "
+                + "; ".join(differences)
+                + ". Start a new study in another folder (study.directory), or undo the change."
+            )
+
+    def _append(self, data: Mapping[str, Any]) -> None:
+        before = self.path.stat().st_size
+        try:
+            with self.path.open("ab") as file:
+                file.write(_line(data))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with self.path.open("r+b") as file:
+                file.truncate(before)
+            raise JournalError(
+                f"The journal {str(self.path)!r} can't be written: {error}. Nothing is lost: make room and resume "
+                f"with --resume {self.path.parent}."
+            ) from error
+
+    def _take(self, line: bytes, number: int) -> None:
+        try:
+            data = json.loads(line)
+            kind = data["kind"]
+            if kind == "trial":
+                trial = Trial.from_dict(data)
+                if trial.number != len(self.trials):
+                    raise JournalError(f"trial {trial.number} stands where {len(self.trials)} belongs")
+                self.trials.append(trial)
+            elif kind == "dense":
+                self.dense = Measurement(data["score"], data["metrics"], data["chance"], data["parts"])
+            else:
+                raise JournalError(f"a line of kind {kind!r}")
+        except Exception as error:  # whatever a damaged line breaks, the remedy is the same
+            raise JournalError(
+                f"{str(self.path)!r} is damaged in line {number}: {error}. Lines after it can't be trusted: cut "
+                "the file before that line to resume from there."
+            ) from error
+
+
+def read_trials(directory: Path) -> tuple[Measurement | None, list[Trial]]:
+    """Return the dense measurement and the trials of a run, without locking or changing anything.
+
+    Raises:
+        JournalError: If there is no journal, or it is damaged before its last line.
+    """
+    path = directory / FILE_NAME
+    if not path.is_file():
+        raise JournalError(f"A run folder has a {FILE_NAME}; {str(directory)!r} has none.")
+    lines, _ = _complete_lines(path.read_bytes())
+    journal = Journal(path, _header(lines, path), FileLock(os.devnull))
+    for number, line in enumerate(lines[1:], start=2):
+        journal._take(line, number)
+    return journal.dense, journal.trials
+
+
+def _acquire(directory: Path) -> FileLock:
+    # The operating system drops the lock with the process that holds it, so a dead holder blocks nobody.
+    lock = FileLock(directory / ".lock")
+    holder = directory / ".holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "an unknown process"
+        raise JournalError(f"One process at a time works in {str(directory)!r}; {who} holds it.") from error
+    holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
+    return lock
+
+
+def _complete_lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """Split into complete lines and a torn rest: what follows the last newline, or a last line that is no JSON."""
+    *lines, torn = content.split(b"\n")
+    if lines and not torn and not _is_json(lines[-1]):  # a power cut can leave a line of zeros
+        torn = lines.pop() + b"\n"
+    return lines, torn
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _header(lines: list[bytes], path: Path) -> JournalHeader:
+    try:
+        data = json.loads(lines[0])
+        if data["kind"] != "header" or data["format"] != FORMAT_VERSION:
+            raise JournalError(f"format {data.get('format')}")
+        return JournalHeader(data["identity"], data["environment"], data["format"])
+    except Exception as error:  # whatever is wrong with the first line, it is no header
+        raise JournalError(
+            f"{str(path)!r} has no header of journal format {FORMAT_VERSION} in its first line ({error!r}); it was "
+            "written by another version of tailorlib, or is no journal."
+        ) from error
+
+
+def _line(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+def _plain(data: Any) -> Any:
+    return json.loads(json.dumps(data))
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _occupied(directory: Path) -> str:
+    return (
+        f"A new study starts in a folder without one; {str(directory)!r} already holds a journal. Continue it with "
+        f"--resume {directory}, move it aside with --study.existing archive, or choose another --study.directory."
+    )
+
+
+def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
+    return [] if old == new else [f"{where}: was {json.dumps(old)}, is {json.dumps(new)}"]

@@ -1,0 +1,242 @@
+"""The search as a LightningModule: a training step asks for candidates, evaluates them and tells the results."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from tailorlib.console import say, step
+from tailorlib.evaluation.engine import Engine
+from tailorlib.exceptions import EvaluationError, TailorError
+from tailorlib.fitness import Measurement
+from tailorlib.journal import FILE_NAME, Journal, JournalHeader
+from tailorlib.search.proposer import Proposal, Proposer, Replay
+from tailorlib.search.study import Study
+from tailorlib.tailoring import BASE, Tailoring
+from tailorlib.trial import Trial, incumbent
+
+
+class SearchModule(LightningModule):
+    """Searches for the fittest tailoring.
+
+    One training step is one batch of trials. Every rank runs the same optimizer on the same results, so all
+    ranks know every proposal without asking anyone; rank ``r`` evaluates the candidates ``r, r + W, ...`` of a
+    batch, and rank 0 keeps the journal.
+
+    Args:
+        study: What to search.
+        identity: The recipe's sections that decide the trials, as plain data; a resumed study must have the same.
+        resume: Continue the study in the run folder instead of starting one.
+    """
+
+    def __init__(self, study: Study, identity: Mapping[str, Any], *, resume: bool = False) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.study, self.identity, self.resume = study, identity, resume
+        self.trials: list[Trial] = []
+        self.dense: Measurement | None = None
+        self.stopped: str | None = None
+        """Why the search ended before its last trial, or ``None``."""
+        self._journal: Journal | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The evaluation engine, after setup."""
+        return self._engine
+
+    @property
+    def incumbent(self) -> Trial | None:
+        """The best trial so far."""
+        return incumbent(self.trials)
+
+    def retained(self, fitness: float) -> float | None:
+        """Return a fitness in percent of the dense base model's, if that is a meaningful ratio."""
+        return 100 * fitness / self.dense.score if self.dense and self.dense.score > 0 else None
+
+    # -- Lightning hooks ------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Prepare the family, the data and the journal; measure the dense model; collect the warm starts."""
+        study, device = self.study, self.trainer.strategy.root_device
+        # Caches (a conversion, a fine-tune) are built by one process; the others then find them.
+        with self._rank_zero_first():
+            self._engine = study.prepare(device)
+        with step(f"Model family loaded ({len(study.family.layout.models)} models, {study.space.size().discrete:.1e} "
+                  "tailorings)"):
+            study.family.load(device)
+        recorded = self._open_journal()
+        study.optimizer.setup(study.space, study.settings.seed)
+        self._measure_dense()
+        self._proposer = Proposer(study.space, study.optimizer, self._warm_starts(), study.settings.seed)
+        self._replay = Replay(recorded)
+        if recorded:
+            say(f"[green]✓[/] Resumed after {len(recorded)} recorded trials")
+
+    def configure_optimizers(self) -> None:
+        """Nothing is trained."""
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """Return a loader that only counts batches.
+
+        Candidates are asked for in the step itself: Lightning prefetches, and would ask before the last tell.
+        """
+        batches = math.ceil(self.study.settings.trials / self.study.settings.batch_size)
+        return DataLoader(range(batches), batch_size=None)  # type: ignore[arg-type]
+
+    def training_step(self, batch: int, batch_idx: int) -> None:
+        """Evaluate one batch of candidates and tell the optimizer."""
+        first, settings = len(self.trials), self.study.settings
+        proposals = self._proposer.propose(min(settings.batch_size, settings.trials - first))
+        recorded = [self._replay.lookup(first + i, p) for i, p in enumerate(proposals)]
+        mine = range(self.global_rank, len(proposals), self.trainer.world_size)
+        done = {i: self._run(first + i, proposals[i]) for i in mine if recorded[i] is None}
+        done = _gather(done)
+        finished = [trial if trial is not None else done[i] for i, trial in enumerate(recorded)]
+        for trial in finished:
+            self._finish(trial)
+        self._proposer.tell(finished)
+        if not finished and len(self.trials) < settings.trials:
+            self._stop(f"the optimizer proposes nothing new after {len(self.trials)} trials")
+        self._check_failures()
+
+    def teardown(self, stage: str) -> None:
+        """Close the journal."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    # -- One trial ------------------------------------------------------------------------------------------------
+
+    def _run(self, number: int, proposal: Proposal) -> Trial:
+        start = time.perf_counter()
+        fitness, metrics, reason = None, {}, None
+        try:
+            measurement = self.measure(proposal.tailoring)
+            fitness, metrics = measurement.score, {**measurement.metrics, **_parts(measurement)}
+        except Exception as error:  # one bad candidate must not end a study of hours: it is recorded with its reason
+            reason = str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
+        return Trial(
+            number=number,
+            params=proposal.params,
+            tailoring=proposal.tailoring,
+            state="complete" if reason is None else "failed",
+            fitness=fitness,
+            metrics=metrics,
+            seconds=time.perf_counter() - start,
+            origin=proposal.origin,
+            reason=reason,
+        )
+
+    def measure(self, tailoring: Tailoring) -> Measurement:
+        """Stitch a tailoring and score it with the search's fitness."""
+        return self.study.fitness.evaluate(self.stitch(tailoring))
+
+    def stitch(self, tailoring: Tailoring) -> PreTrainedModel:
+        """Return the live model of a tailoring, valid until the next one is stitched."""
+        return self.study.family.stitch(tailoring)
+
+    def _finish(self, trial: Trial) -> None:
+        if self._journal is not None and trial.number == len(self._journal.trials):
+            self._journal.append(trial)
+        self.trials.append(trial)
+        best = self.incumbent
+        figures = {"seconds": trial.seconds, **trial.metrics}
+        if trial.fitness is not None:
+            figures["fitness"] = trial.fitness
+        if best is not None and best.fitness is not None:
+            figures["best_fitness"] = best.fitness
+            figures["retained_percent"] = self.retained(best.fitness) or math.nan
+        for logger in self.loggers:
+            logger.log_metrics(figures, step=trial.number)
+            logger.save()
+
+    def _check_failures(self) -> None:
+        last = self.trials[-self.study.settings.max_failures :]
+        if len(last) == self.study.settings.max_failures and all(t.state == "failed" for t in last):
+            reasons = sorted({str(t.reason) for t in last})
+            raise EvaluationError(
+                f"A study stops after study.max_failures={len(last)} failed trials in a row; their reasons: "
+                f"{'; '.join(reasons[:3])}. Nothing is lost: mend the cause and resume with --resume "
+                f"{self.study.directory}."
+            )
+
+    def _stop(self, why: str) -> None:
+        self.stopped = why
+        self.trainer.should_stop = True
+
+    # -- Setup ----------------------------------------------------------------------------------------------------
+
+    def _open_journal(self) -> list[Trial]:
+        trials: list[Trial] = []
+        dense: Measurement | None = None
+        if self.global_rank == 0:
+            directory = self.study.directory
+            if self.resume:
+                self._journal = Journal.open(directory)
+                self._journal.check_identity(self.identity)
+                if self._journal.recovered is not None:
+                    say(
+                        f"[yellow]![/] The last line of {FILE_NAME} was torn ({len(self._journal.recovered)} "
+                        "characters); it was cut off, and its trial is run again."
+                    )
+            else:
+                self._journal = Journal.create(directory, JournalHeader(self.identity, environment()))
+            trials, dense = list(self._journal.trials), self._journal.dense
+        trials, dense = self.trainer.strategy.broadcast((trials, dense))
+        self.dense = dense
+        return trials
+
+    def _measure_dense(self) -> None:
+        if self.dense is None:
+            with step("Dense base model measured"):
+                self.dense = self.measure(Tailoring.whole(BASE, self.study.family.layout.num_layers))
+            self.dense = self.trainer.strategy.broadcast(self.dense)
+            if self._journal is not None:
+                self._journal.set_dense(self.dense)
+        self.study.fitness.set_reference(self.dense)
+
+    def _warm_starts(self) -> list[tuple[str, Tailoring]]:
+        context = self.study.context(self._engine)
+        starts: list[tuple[str, Tailoring]] = []
+        for start in self.study.warm_starts:
+            with step(f"Warm start {start.label}"):
+                starts += [(start.label, t) for t in start.propose(context)]
+        return starts
+
+    @contextmanager
+    def _rank_zero_first(self) -> Iterator[None]:
+        if self.global_rank == 0:
+            yield
+        self.trainer.strategy.barrier()
+        if self.global_rank != 0:
+            yield
+
+
+def environment() -> dict[str, str]:
+    """Return the versions that can change a study's numbers."""
+    packages = ("tailorlib", "torch", "transformers", "lightning", "lm-eval", "nevergrad", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def _parts(measurement: Measurement) -> dict[str, float]:
+    return {f"{name}/score": score for name, score in measurement.parts.items()}
+
+
+def _gather(done: dict[int, Trial]) -> dict[int, Trial]:
+    """Return the trials of all ranks."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return done
+    everyone: list[dict[int, Trial]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, done)
+    return {number: trial for part in everyone for number, trial in part.items()}
