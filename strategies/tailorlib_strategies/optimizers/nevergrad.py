@@ -1,0 +1,120 @@
+"""Nevergrad: every optimizer of the nevergrad library, by name."""
+
+from __future__ import annotations
+
+import math
+import random
+import warnings
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nevergrad
+import numpy as np
+
+from tailorlib import Optimizer, Params, SearchSpace, Trial
+from tailorlib.distributions import ParamValue
+from tailorlib.exceptions import RecipeError, did_you_mean
+from tailorlib.seeding import numpy_generator, seed_for
+from tailorlib_strategies.optimizers.encoding import NormalEncoding
+
+Key = frozenset[tuple[str, ParamValue]]
+
+
+class Nevergrad(Optimizer):
+    """A nevergrad optimizer on the normal encoding of the space.
+
+    What the search has seen is never proposed again while there is anything new in reach: a proposal that decodes
+    to a known candidate is told its loss at once, and another one is asked for.
+
+    Args:
+        optimizer: Any name of ``nevergrad.optimizers.registry``.
+        budget: Number of trials, for optimizers that plan with it.
+        retries: How often a proposal that is already known is replaced.
+    """
+
+    supports = frozenset({"conditional", "subset", "batch"})
+
+    def __init__(
+        self, optimizer: str = "DiscreteOnePlusOne", budget: int | None = None, retries: int = 50
+    ) -> None:
+        if optimizer not in nevergrad.optimizers.registry:
+            close = did_you_mean(optimizer, nevergrad.optimizers.registry)
+            raise RecipeError(f"Nevergrad.optimizer names an optimizer of nevergrad, got {optimizer!r}.{close}")
+        if budget is not None and budget < 1:
+            raise RecipeError(f"Nevergrad.budget is a positive number of trials, got {budget}. Leave it out.")
+        self.optimizer, self.budget, self.retries = optimizer, budget, retries
+
+    def _setup(self, space: SearchSpace, seed: int) -> None:
+        self._encoding = NormalEncoding(space, numpy_generator(seed, "nevergrad", "encoding"))
+        self._global = GlobalRandomness(seed_for(seed, "nevergrad", "global") % 2**32)
+        self._pending: defaultdict[Key, deque[Any]] = defaultdict(deque)
+        self._known: dict[Key, float] = {}
+        self._unpriced: list[tuple[Any, float]] = []
+        parametrization = nevergrad.p.Array(init=np.zeros(self._encoding.dimension))
+        parametrization.random_state = np.random.RandomState(seed_for(seed, "nevergrad") % 2**32)
+        with self._global.private():
+            self._search = nevergrad.optimizers.registry[self.optimizer](parametrization, budget=self.budget)
+
+    def _ask(self) -> Params:
+        for attempt in range(self.retries + 1):
+            with self._global.private():
+                candidate = self._search.ask()
+            params = self.space.active(self._encoding.decode(candidate.value))
+            key = frozenset(params.items())
+            if (key not in self._known and not self._pending.get(key)) or attempt == self.retries:
+                break
+            if key in self._known:
+                self._learn(candidate, self._known[key])
+        self._pending[key].append(candidate)
+        return params
+
+    def _tell(self, trial: Trial) -> None:
+        key = frozenset(trial.params.items())
+        self._known[key] = trial.loss
+        queue = self._pending.get(key)
+        self._learn(queue.popleft() if queue else self._injected(trial.params), trial.loss)
+
+    def _learn(self, candidate: Any, loss: float) -> None:
+        self._unpriced.append((candidate, loss))
+        finite = [known for known in self._known.values() if math.isfinite(known)]
+        if not finite:
+            return  # what a failure costs is only known once something has worked
+        penalty = max(finite) + (max(finite) - min(finite)) + 1.0  # nevergrad can't take infinity
+        with self._global.private():
+            for waiting, its_loss in self._unpriced:
+                self._search.tell(waiting, min(its_loss, penalty))
+        self._unpriced.clear()
+
+    def _injected(self, params: Params) -> Any:
+        # asking for a suggestion, not spawning a child: some optimizers spend their first ask on the origin
+        with self._global.private():
+            self._search.suggest(np.array(self._encoding.encode(params)))
+            return self._search.ask()
+
+
+class GlobalRandomness:
+    """A private state of Python's and NumPy's global generators, which parts of nevergrad draw from.
+
+    Args:
+        seed: A 32-bit seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._states = random.Random(seed).getstate(), np.random.RandomState(seed).get_state()
+
+    @contextmanager
+    def private(self) -> Iterator[None]:
+        """Put the private state in place of the global one, and keep where it got to."""
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        random.setstate(self._states[0])
+        np.random.set_state(self._states[1])  # noqa: NPY002
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # advice on settings that the user did not make
+                yield
+        finally:
+            self._states = random.getstate(), np.random.get_state()  # noqa: NPY002
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
