@@ -1,0 +1,242 @@
+"""Packing: which tokens run in which row, so that no shared prefix is computed twice.
+
+The input tokens of all requests form a forest of prefixes. Sorted lexicographically, every request adds only the
+tokens behind the prefix that it shares with the one before it, and a subtree is a contiguous stretch of a row.
+So one number per token, the last index of its subtree, says who may attend to it: token i sees token j if and
+only if ``j <= i <= last[j]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Asks for the log-likelihood of a continuation given a context.
+
+    Args:
+        context: Token ids that are given; at least one.
+        continuation: Token ids that are scored; at least one.
+    """
+
+    context: TokenIds
+    continuation: TokenIds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one length that run through the model together.
+
+    Args:
+        input_ids: Token ids, [rows, length].
+        position_ids: Depth of each token in its tree, [rows, length]; ``None`` if every row is one plain text.
+        last: Index of the last token of each token's subtree, [rows, length]; ``None`` like ``position_ids``.
+        scored: Flat positions (row * length + column) whose next-token distribution is needed, [scored].
+        pair_row: Index into ``scored`` of each scored (position, target) pair, [pairs].
+        pair_target: Target token of each pair, [pairs].
+        pair_request: Request of each pair, [pairs], on the CPU.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor | None
+    last: Tensor | None
+    scored: Tensor
+    pair_row: Tensor
+    pair_target: Tensor
+    pair_request: Tensor
+
+    def attention_mask(self) -> Tensor | None:
+        """Return who may attend to whom, bool [rows, 1, length, length]; ``None`` where causal says it all."""
+        if self.last is None:
+            return None
+        index = torch.arange(self.input_ids.shape[1], device=self.last.device)
+        causal = index[None, :] <= index[:, None]  # [query, key]
+        within = index[None, :, None] <= self.last[:, None, :]  # [rows, query, key]
+        return (causal & within)[:, None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a list of requests runs.
+
+    Args:
+        batches: The batches, longest rows first.
+        tokens: Number of tokens that run through the model, padding not counted.
+        padded_tokens: The same with padding.
+        raw_tokens: Number of input tokens of all requests, each on its own.
+        scored_rows: Number of positions that the head is applied to.
+        packed: Whether prefixes are shared.
+    """
+
+    batches: tuple[Batch, ...]
+    tokens: int
+    padded_tokens: int
+    raw_tokens: int
+    scored_rows: int
+    packed: bool
+
+
+@dataclass
+class _Row:
+    """A row under construction: a forest in depth-first order."""
+
+    tokens: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    last: list[int] = field(default_factory=list)
+    pairs: list[tuple[int, int, int]] = field(default_factory=list)  # (index in row, target, request)
+    path: list[int] = field(default_factory=list)  # index in row of each token of the latest sequence
+    branched: bool = False
+
+    def add(self, sequence: TokenIds, shared: int) -> None:
+        """Append a sequence whose first ``shared`` tokens are those of the latest one."""
+        if shared < len(self.path):
+            self.branched = True
+        del self.path[shared:]
+        for depth in range(shared, len(sequence)):
+            self.path.append(len(self.tokens))
+            self.tokens.append(sequence[depth])
+            self.depth.append(depth)
+            self.last.append(0)
+        for index in self.path:
+            self.last[index] = len(self.tokens) - 1
+
+    def score(self, request: int, sequence_length: int, continuation: TokenIds) -> None:
+        """Note that a continuation is predicted by the tail of the latest sequence's first tokens."""
+        start = sequence_length - len(continuation)
+        self.pairs += [(self.path[start + k], target, request) for k, target in enumerate(continuation)]
+
+
+def plan(
+    requests: Sequence[Request],
+    *,
+    max_length: int,
+    tokens_per_batch: int,
+    row_tokens: int,
+    packed: bool,
+    device: torch.device,
+) -> Plan:
+    """Lay requests out in rows and batches.
+
+    A request longer than the model's context loses tokens from the left, as lm-eval does it.
+
+    Args:
+        requests: What is to be scored.
+        max_length: Largest number of input tokens of a request.
+        tokens_per_batch: Largest number of tokens, padding included, of a batch of more than one row.
+        row_tokens: Length that packed rows are filled up to.
+        packed: Whether prefixes are shared; if not, every row is one plain text.
+        device: Where the batches live.
+
+    Raises:
+        ValueError: If a context or continuation is empty, or a continuation is longer than ``max_length``.
+    """
+    inputs = [_input_tokens(request, max_length) for request in requests]
+    order = sorted(range(len(requests)), key=lambda i: inputs[i])
+    rows = _fill_rows(requests, inputs, order, tokens_per_batch, row_tokens, packed)
+    rows.sort(key=lambda row: -len(row.tokens))
+    batches: list[Batch] = []
+    start = 0
+    while start < len(rows):
+        size = max(1, tokens_per_batch // max(1, len(rows[start].tokens)))
+        batches.append(_batch(rows[start : start + size], device))
+        start += size
+    return Plan(
+        batches=tuple(batches),
+        tokens=sum(len(row.tokens) for row in rows),
+        padded_tokens=sum(batch.input_ids.numel() for batch in batches),
+        raw_tokens=sum(map(len, inputs)),
+        scored_rows=sum(len(batch.scored) for batch in batches),
+        packed=packed,
+    )
+
+
+def _input_tokens(request: Request, max_length: int) -> TokenIds:
+    if not request.context or not request.continuation:
+        raise ValueError("A request has at least one context token and one continuation token, got an empty one.")
+    if len(request.continuation) > max_length:
+        raise ValueError(
+            f"A continuation has at most max_length={max_length} tokens, got {len(request.continuation)}."
+        )
+    return (request.context + request.continuation)[-(max_length + 1) : -1]
+
+
+def _fill_rows(
+    requests: Sequence[Request],
+    inputs: Sequence[TokenIds],
+    order: Sequence[int],
+    tokens_per_batch: int,
+    row_tokens: int,
+    packed: bool,
+) -> list[_Row]:
+    rows: list[_Row] = []
+    previous: TokenIds = ()
+    for i in order:
+        sequence = inputs[i]
+        shared = _shared_prefix(previous, sequence) if rows else 0
+        if packed:
+            fits = rows and len(rows[-1].tokens) + len(sequence) - shared <= _row_limit(
+                shared, row_tokens, tokens_per_batch
+            )
+        else:  # a request may extend the text before it (or equal it), but never branch off
+            fits = rows and shared == len(previous)
+        if not fits:
+            rows.append(_Row())
+            shared = 0
+        row = rows[-1]
+        row.add(sequence, shared)
+        row.score(i, len(sequence), requests[i].continuation)
+        previous = sequence
+    return rows
+
+
+def _row_limit(shared: int, row_tokens: int, tokens_per_batch: int) -> int:
+    """Return how long a row may grow before its shared prefix is rather computed again.
+
+    A row of L tokens with a prefix of P costs P / L more to split and, with hidden size h, L / (6 h) more to
+    attend over (a layer has about 12 h^2 parameters); the sum is least at L = sqrt(6 h P), here for h = 1024.
+    """
+    return max(row_tokens, min(tokens_per_batch, math.isqrt(6 * 1024 * shared)))
+
+
+def _shared_prefix(a: TokenIds, b: TokenIds) -> int:
+    limit = min(len(a), len(b))
+    if a[:limit] == b[:limit]:
+        return limit
+    low, high = 0, limit  # bisect: slices compare much faster than a Python loop over tokens
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _batch(rows: Sequence[_Row], device: torch.device) -> Batch:
+    length = len(rows[0].tokens)
+    # a padding token attends to itself and to what its column allows, so that no softmax is over nothing
+    tokens = [row.tokens + [0] * (length - len(row.tokens)) for row in rows]
+    flat = [(r * length + index, target, i) for r, row in enumerate(rows) for index, target, i in row.pairs]
+    scored = sorted({position for position, _, _ in flat})
+    where = {position: k for k, position in enumerate(scored)}
+    position_ids = last = None
+    if any(row.branched for row in rows):
+        position_ids = torch.tensor([row.depth + [0] * (length - len(row.depth)) for row in rows], device=device)
+        last = torch.tensor([row.last + list(range(len(row.last), length)) for row in rows], device=device)
+    return Batch(
+        input_ids=torch.tensor(tokens, dtype=torch.long, device=device),
+        position_ids=position_ids,
+        last=last,
+        scored=torch.tensor(scored, dtype=torch.long, device=device),
+        pair_row=torch.tensor([where[position] for position, _, _ in flat], dtype=torch.long, device=device),
+        pair_target=torch.tensor([target for _, target, _ in flat], dtype=torch.long, device=device),
+        pair_request=torch.tensor([i for _, _, i in flat], dtype=torch.long),
+    )

@@ -1,0 +1,143 @@
+"""Text for perplexity and calibration: documents cut into windows of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from tailorlib.evaluation.packing import Request
+from tailorlib.exceptions import DataError
+from tailorlib.seeding import numpy_generator
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one document.
+
+    Args:
+        request: The stretch as a request: its tokens are scored after the context, one prefix token.
+        num_bytes: Length of the stretch in UTF-8.
+    """
+
+    request: Request
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """How well a model predicts a text.
+
+    Args:
+        nats_per_token: Mean negative log-likelihood of a token.
+        bits_per_byte: Negative log-likelihood in bits per byte of UTF-8: comparable between tokenizers.
+    """
+
+    nats_per_token: float
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the nats per token; infinite where that overflows."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+
+    @property
+    def probability(self) -> float:
+        """Geometric mean of the tokens' probabilities, 1 / perplexity, in [0, 1]."""
+        return math.exp(-self.nats_per_token)
+
+
+def windows(
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    context_length: int,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> list[Window]:
+    """Cut documents into windows, and draw some of them.
+
+    The documents come in a seeded order and give one window each, then another each, until ``max_tokens`` are
+    reached: a budget smaller than the text sees as many documents as it can. A smaller budget's windows are
+    the first ones of a larger budget's.
+
+    Args:
+        tokenizer: Tokenises each document on its own, without special tokens.
+        documents: The text.
+        context_length: Largest number of tokens that run in one window, the prefix token (the tokenizer's
+            beginning of sequence, or else its end of sequence) not counted.
+        max_tokens: Number of tokens to score, all windows together; the last window is cut to meet it exactly.
+            ``None`` for all of the text.
+        seed: Seed of the order.
+
+    Raises:
+        DataError: If no document has a token, or the tokenizer has no token to start with.
+    """
+    prefix = prefix_token(tokenizer)
+    order = numpy_generator(seed, "windows").permutation(len(documents))
+    pending = [_cut(tokenizer, documents[int(i)], context_length, prefix) for i in order]
+    found: list[Window] = []
+    left = math.inf if max_tokens is None else max_tokens
+    while pending and left > 0:
+        alive = []
+        for cuts in pending:
+            window = next(cuts, None)
+            if window is None:
+                continue
+            if len(window.request.continuation) > left:
+                window = _shorten(tokenizer, window, int(left))
+            found.append(window)
+            alive.append(cuts)
+            left -= len(window.request.continuation)
+            if left <= 0:
+                break
+        pending = alive
+    if not found:
+        raise DataError(f"A text has at least one token, got {len(documents)} documents without any.")
+    return found
+
+
+def text_loss(windows: Sequence[Window], log_likelihoods: Sequence[float]) -> TextLoss:
+    """Return the loss over all windows from the log-likelihood (nats) of each."""
+    nats = -math.fsum(log_likelihoods)
+    tokens = sum(len(window.request.continuation) for window in windows)
+    num_bytes = sum(window.num_bytes for window in windows)
+    return TextLoss(nats_per_token=nats / tokens, bits_per_byte=nats / math.log(2) / max(1, num_bytes))
+
+
+def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that stands before a text: beginning of sequence, or else end of sequence.
+
+    Raises:
+        DataError: If the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    raise DataError("A text starts with a BOS or EOS token, and the tokenizer has neither. Set its bos_token.")
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, document: str, context_length: int, prefix: int) -> Iterator[Window]:
+    if not document:
+        return
+    encoding = tokenizer(document, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    ids: list[int] = encoding["input_ids"]
+    done = 0
+    for start in range(0, len(ids), context_length):
+        tokens = tuple(ids[start : start + context_length])
+        stop = start + len(tokens)
+        if stop == len(ids):
+            end = len(document)
+        elif tokenizer.is_fast:
+            end = encoding["offset_mapping"][stop - 1][1]
+        else:
+            end = len(tokenizer.decode(ids[:stop]))
+        yield Window(Request((prefix,), tokens), len(document[done:end].encode()))
+        done = max(done, end)
+
+
+def _shorten(tokenizer: PreTrainedTokenizerBase, window: Window, length: int) -> Window:
+    tokens = window.request.continuation[:length]
+    text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    return Window(Request(window.request.context, tokens), len(text.encode()))
