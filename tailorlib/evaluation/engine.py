@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from tailorlib.evaluation.forward import hidden_states, logits_of
 from tailorlib.evaluation.packing import Batch, Plan, Request, plan
 
 __all__ = ["CompiledRequests", "Engine", "Request", "Scores", "supports_packing"]
@@ -164,63 +162,15 @@ def supports_packing(model: PreTrainedModel) -> bool:
 
 def _score_batch(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the log-probability (float32) and greedy flag of each pair of a batch, [pairs]."""
-    hidden = _hidden_states(model, batch)[batch.scored]  # [scored, hidden]
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    chunk = max(1, _LOGITS_PER_CHUNK // vocabulary)
+    hidden = hidden_states(model, batch)[batch.scored]  # [scored, hidden]
+    chunk = max(1, _LOGITS_PER_CHUNK // model.config.vocab_size)
     log_probs = torch.empty(len(batch.pair_row), dtype=torch.float32, device=hidden.device)
     hits = torch.empty(len(batch.pair_row), dtype=torch.bool, device=hidden.device)
     for start in range(0, len(hidden), chunk):
-        logits = _logits(model, hidden[start : start + chunk]).float()  # [chunk, vocabulary]
+        logits = logits_of(model, hidden[start : start + chunk]).float()  # [chunk, vocabulary]
         normaliser, best = logits.logsumexp(dim=-1), logits.argmax(dim=-1)
         (pairs,) = torch.where((batch.pair_row >= start) & (batch.pair_row < start + chunk))
         rows, targets = batch.pair_row[pairs] - start, batch.pair_target[pairs]
         log_probs[pairs] = logits[rows, targets] - normaliser[rows]
         hits[pairs] = best[rows] == targets
     return log_probs, hits
-
-
-def _hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Run the decoder without the head; [rows * length, hidden], after the final norm."""
-    arguments: dict[str, Any] = {}
-    mask = batch.attention_mask()
-    if mask is not None:
-        arguments = {"attention_mask": _additive(mask, model), "position_ids": batch.position_ids}
-    output = model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **arguments)
-    states: Tensor = output.last_hidden_state
-    return states.flatten(0, 1)
-
-
-def _additive(mask: Tensor, model: PreTrainedModel) -> Tensor:
-    """Return a mask to be added to attention scores, which every attention implementation takes."""
-    zeros = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
-    return zeros.masked_fill_(~mask, torch.finfo(model.dtype).min)
-
-
-def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Apply the model's own head, with whatever it does to logits (scaling, soft caps), to rows of hidden states.
-
-    Args:
-        model: The model.
-        hidden: [rows, hidden].
-
-    Returns:
-        [rows, vocabulary]
-    """
-    with _decoder_replaced(model, hidden[None]):
-        logits: Tensor = model(inputs_embeds=hidden[None], use_cache=False).logits
-    return logits[0]
-
-
-@contextmanager
-def _decoder_replaced(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
-    """Let the decoder answer with given hidden states, [1, rows, hidden], without computing."""
-    decoder = model.get_decoder()
-
-    def answer(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
-
-    decoder.forward = answer
-    try:
-        yield
-    finally:
-        del decoder.forward

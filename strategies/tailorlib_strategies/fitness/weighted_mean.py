@@ -56,7 +56,7 @@ class WeightedMean(Fitness):
             faults.append("WeightedMean needs a part of positive weight, got only zeros.")
         if faults:
             raise RecipeError(faults)
-        self._dense: Mapping[str, float] | None = None
+        self._unit: Mapping[str, float] = dict.fromkeys(parts, 1.0)
 
     @property
     def tokens(self) -> int:
@@ -83,30 +83,21 @@ class WeightedMean(Fitness):
     def set_reference(self, dense: Measurement) -> Measurement:
         """Take the dense base model's part scores as the unit of each part.
 
-        Returns:
-            The dense measurement with its score in that unit: 1.0.
-
         Raises:
             EvaluationError: If a part's score is not positive, so that nothing can be relative to it.
         """
         if not self.relative_to_dense:
             return dense
-        bad = {name: dense.parts.get(name) for name in self.parts if not dense.parts.get(name, 0.0) > 0}
+        # a part may itself be relative to the dense model: its unit is the score that it has from now on
+        unit = {name: part.set_reference(_of_part(dense, name)).score for name, part in self.parts.items()}
+        bad = [f"{name}={score}" for name, score in unit.items() if not score > 0]
         if bad:
             raise EvaluationError(
                 "Scores relative to the dense model need positive dense scores, got "
-                f"{', '.join(f'{name}={score}' for name, score in bad.items())}. Set relative_to_dense: false."
+                f"{', '.join(bad)}. Set relative_to_dense: false."
             )
-        self._dense = {name: dense.parts[name] for name in self.parts}
-        for name, part in self.parts.items():
-            prefix = name + "/"
-            part.set_reference(
-                Measurement(
-                    score=dense.parts[name],
-                    metrics={k.removeprefix(prefix): v for k, v in dense.metrics.items() if k.startswith(prefix)},
-                )
-            )
-        return replace(dense, score=self._score(dense.parts))
+        self._unit = unit
+        return replace(dense, score=self._mean(unit), parts={**dense.parts, **unit})
 
     def _setup(self, engine: Engine) -> None:
         for part in self.parts.values():
@@ -114,15 +105,28 @@ class WeightedMean(Fitness):
 
     def _evaluate(self, model: PreTrainedModel) -> Measurement:
         found = {name: part.evaluate(model) for name, part in self.parts.items()}
-        scores = {name: measurement.score for name, measurement in found.items()}
+        scores = {name: part.score for name, part in found.items()}
         return Measurement(
-            score=self._score(scores),
+            score=self._mean(scores),
             metrics={f"{name}/{k}": v for name, part in found.items() for k, v in part.metrics.items()},
             chance={f"{name}/{k}": v for name, part in found.items() for k, v in part.chance.items()},
-            parts=scores,
+            parts=scores | {f"{name}/{k}": v for name, part in found.items() for k, v in part.parts.items()},
         )
 
-    def _score(self, scores: Mapping[str, float]) -> float:
-        unit = self._dense or dict.fromkeys(scores, 1.0)
-        total = math.fsum(self.weights[name] * scores[name] / unit[name] for name in self.parts)
+    def _mean(self, scores: Mapping[str, float]) -> float:
+        total = math.fsum(self.weights[name] * score / self._unit[name] for name, score in scores.items())
         return total / math.fsum(self.weights.values())
+
+
+def _of_part(dense: Measurement, name: str) -> Measurement:
+    """Return a part's own measurement out of the whole."""
+
+    def below(values: Mapping[str, float]) -> dict[str, float]:
+        return {k.removeprefix(f"{name}/"): v for k, v in values.items() if k.startswith(f"{name}/")}
+
+    return Measurement(
+        score=dense.parts[name],
+        metrics=below(dense.metrics),
+        chance=below(dense.chance),
+        parts=below(dense.parts),
+    )
