@@ -1,0 +1,186 @@
+"""Contracts that every plugin keeps, as checks for a plugin's own tests.
+
+Each check raises an ``AssertionError`` that says what is broken::
+
+    def test_my_merge():
+        check_merge_operation(MyMerge())
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tailorlib.distributions import Params
+from tailorlib.operation import MergeOperation
+from tailorlib.optimizer import Optimizer
+from tailorlib.search_space import FamilyLayout, SearchSpace
+from tailorlib.seeding import numpy_generator, seed_for, torch_generator
+from tailorlib.tailoring import Tailoring
+from tailorlib.trial import Trial
+
+LAYOUT = FamilyLayout(("a", "b", "c"), 6, ("full_attention",) * 6)
+"""A small family layout for checks of spaces and optimizers."""
+
+
+@contextmanager
+def global_randomness_unchanged(what: str) -> Iterator[None]:
+    """Check that the global generators of Python, NumPy and torch are where they were."""
+    before = _global_states()
+    yield
+    changed = [name for name, state in _global_states().items() if state != before[name]]
+    assert not changed, (
+        f"{what} draws from the global random numbers of {', '.join(changed)}; use those it is given."
+    )
+
+
+def check_merge_operation(op: MergeOperation, *, samples: int = 3) -> None:
+    """Check a merge operation: shape, dtype, inputs, determinism, and that its params tell all.
+
+    Args:
+        op: The operation, with the ranges to be tried.
+        samples: Number of hyperparameter draws to try.
+    """
+    rng = numpy_generator("contract", op.name)
+    for sample in range(samples):
+        params: Params = {name: d.sample(rng) for name, d in op.distributions().items()}
+        for case, tensors in _tensor_cases(op.max_sources):
+            what = f"{op.name} with {dict(params)} on {case}"
+            first = _merge(op, tensors, params, sample, what)
+            assert torch.equal(first, _merge(op, tensors, params, sample, what)), f"{what}: two runs differ."
+            rebuilt = _merge(type(op)(), tensors, params, sample, what)
+            assert torch.equal(first, rebuilt), (
+                f"{what}: {op.name}() with the same params gives another result. Declare in distributions() "
+                "whatever the merge depends on."
+            )
+
+
+def _merge(op: MergeOperation, tensors: Sequence[Tensor], params: Params, seed: int, what: str) -> Tensor:
+    *sources, base = (t.clone() for t in tensors)
+    generators = [torch_generator(seed, i) for i in range(len(sources))]
+    with global_randomness_unchanged(op.name):
+        merged = op.apply(sources, base=base, params=params, generators=generators, where=what)
+    assert merged.shape == base.shape, f"{what}: the shape is {merged.shape}, not {base.shape}."
+    assert merged.dtype == base.dtype, f"{what}: the dtype is {merged.dtype}, not {base.dtype}."
+    assert bool(torch.isfinite(merged).all()), f"{what}: the result is not finite."
+    unmodified = all(torch.equal(a, b) for a, b in zip((*sources, base), tensors, strict=True))
+    assert unmodified, f"{what}: an input was modified."
+    return merged
+
+
+def _tensor_cases(max_sources: int | None) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield (name, [*sources, base]) for two and more sources."""
+    shapes = {"a matrix": (5, 7), "a vector": (9,), "one element": (1,), "a rank-1 matrix": (6, 1)}
+    for n in (2, 3) if max_sources is None else range(2, max_sources + 1):
+        generator = torch_generator("contract", n)
+        for name, shape in shapes.items():
+            yield f"{n} x {name}", [torch.randn(shape, generator=generator) for _ in range(n + 1)]
+        same = torch.randn(4, 4, generator=generator)
+        yield f"{n} equal models", [same.clone() for _ in range(n + 1)]
+        yield f"{n} models, opposite signs", [same * (-1) ** i for i in range(n + 1)]
+        yield f"{n} zeros", [torch.zeros(3, 3) for _ in range(n + 1)]
+        yield f"{n} in bfloat16", [torch.randn(8, 8, generator=generator).bfloat16() for _ in range(n + 1)]
+
+
+def check_search_space(space: SearchSpace, layout: FamilyLayout = LAYOUT, *, samples: int = 50) -> None:
+    """Check a search space: that active parameters name a candidate, and encode inverts decode.
+
+    Args:
+        space: The space, before or after setup.
+        layout: The family that it is set up for.
+        samples: Number of assignments to try.
+    """
+    space.setup(layout)
+    rng = numpy_generator("contract", type(space).__name__)
+    distributions = space.distributions()
+    assert list(distributions) == list(space.distributions()), "The order of distributions() is fixed."
+    for _ in range(samples):
+        params = {name: d.sample(rng) for name, d in distributions.items()}
+        active = space.active(params)
+        space.check(active)
+        assert space.active(active) == active, f"active(active(p)) is active(p), got another for {active}."
+        tailoring = space.decode(params, seed=7)
+        assert tailoring.seed == 7, "decode passes the seed on to the tailoring."
+        assert set(tailoring.models) <= set(layout.models), (
+            f"decode names models of the layout: {tailoring.models}."
+        )
+        assert space.decode(active, seed=7) == tailoring, (
+            f"Inactive parameters change nothing; they did at {params}."
+        )
+        noise = {name: d.sample(rng) for name, d in distributions.items() if name not in active}
+        assert space.active({**params, **noise}) == active, f"Inactive parameters are ignored; not at {noise}."
+        assert Tailoring.from_yaml(tailoring.to_yaml()) == tailoring, "A tailoring survives YAML."
+        assert space.encode(tailoring) == active, f"encode(decode(p)) is active(p), got another for {active}."
+    space.check(space.active(space.complete({})))
+    assert space.size().discrete >= 1, "A space has at least one candidate."
+
+
+def check_optimizer(make: Callable[[], Optimizer], space: SearchSpace, *, trials: int = 12) -> None:
+    """Check an optimizer: proposals in the space, and all of them a function of the seed and what it was told.
+
+    Args:
+        make: Returns a new optimizer.
+        space: A search space, set up.
+        trials: Number of trials per run.
+    """
+    name = type(make()).__name__
+    with global_randomness_unchanged(name):
+        first = list(_study(make(), space, seed=0, trials=trials))
+    assert first == list(_study(make(), space, seed=0, trials=trials)), f"{name}: one seed gives one search."
+    others = [list(_study(make(), space, seed=s, trials=trials)) for s in (1, 2)]
+    assert any(other != first for other in others), f"{name}: another seed gives another search."
+    half = list(islice(_study(make(), space, seed=0, trials=trials), trials // 2))
+    assert half == first[: trials // 2], f"{name}: a search that stops early starts as the full one does."
+    if "batch" in make().supports:
+        _check_batch(make(), space, name)
+
+
+def _study(optimizer: Optimizer, space: SearchSpace, *, seed: int, trials: int) -> Iterator[Params]:
+    """Run a study with a warm start and failures; yield the proposals."""
+    optimizer.setup(space, seed)
+    optimizer.tell(fake_trial(space, space.sample(numpy_generator("contract")), number=0, origin="warm start"))
+    for number in range(1, trials + 1):
+        params = optimizer.ask()
+        space.check(params)
+        assert params == space.active(params), f"{type(optimizer).__name__} proposes active parameters only."
+        yield params
+        optimizer.tell(fake_trial(space, params, number=number, failed=number % 4 == 1))
+
+
+def _check_batch(optimizer: Optimizer, space: SearchSpace, name: str) -> None:
+    optimizer.setup(space, 0)
+    for batch in range(3):
+        asked = [optimizer.ask() for _ in range(4)]
+        for i, params in reversed(list(enumerate(asked))):  # the slowest may be the first
+            optimizer.tell(fake_trial(space, params, number=4 * batch + i))
+    assert optimizer.ask(), f"{name} goes on after batches."
+
+
+def fake_trial(
+    space: SearchSpace, params: Params, *, number: int, failed: bool = False, origin: str = "optimizer"
+) -> Trial:
+    """Return a trial with an arbitrary fitness that depends on the params alone."""
+    score = seed_for(sorted(params.items())) / 2**63
+    return Trial(
+        number=number,
+        params=params,
+        tailoring=space.decode(params),
+        state="failed" if failed else "complete",
+        fitness=None if failed else score,
+        origin=origin,
+        reason="a contract test" if failed else None,
+    )
+
+
+def _global_states() -> dict[str, object]:
+    return {
+        "Python": random.getstate(),
+        "numpy": repr(np.random.get_state(legacy=False)),  # noqa: NPY002
+        "torch": torch.get_rng_state().numpy().tobytes(),
+    }

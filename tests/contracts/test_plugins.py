@@ -1,0 +1,49 @@
+"""Every registered plugin keeps its contract; what is skipped is skipped by a declared capability."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
+from tailorlib_strategies.search_spaces import PruningSpace
+
+from tailorlib import MergeOperation, Operation, Optimizer, SearchSpace
+from tailorlib.registry import OPERATIONS, OPTIMIZERS, SEARCH_SPACES
+from tailorlib.testing.contracts import LAYOUT, check_merge_operation, check_optimizer, check_search_space
+
+OPERATION_CLASSES = OPERATIONS.load_all()
+SETTINGS = {"LayerRemoval": {"count": 2}, "PruningSpace": {"removal": LayerRemoval(count=2)}}
+"""What a plugin's ``__init__`` can't do without."""
+
+
+def small_space() -> SearchSpace:
+    space = PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic(), TIES()])
+    space.setup(LAYOUT)
+    return space
+
+
+@pytest.mark.parametrize("name", [n for n, c in OPERATION_CLASSES.items() if issubclass(c, MergeOperation)])
+def test_merge_operation_keeps_its_contract(name: str) -> None:
+    check_merge_operation(OPERATION_CLASSES[name]())
+
+
+@pytest.mark.parametrize("name", OPERATIONS.names())
+def test_operation_has_the_name_of_its_class_and_a_docstring(name: str) -> None:
+    cls: type[Operation] = OPERATION_CLASSES[name]
+    assert cls.name == cls.__name__ == name
+    assert inspect.getdoc(cls)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_optimizer_keeps_its_contract(name: str) -> None:
+    cls: type[Optimizer] = OPTIMIZERS.get(name)
+    space = small_space()
+    if "conditional" not in cls.supports or "subset" not in cls.supports:
+        pytest.skip(f"{name} declares support for {sorted(cls.supports)} only")
+    check_optimizer(cls, space)
+
+
+@pytest.mark.parametrize("name", SEARCH_SPACES.names())
+def test_search_space_keeps_its_contract(name: str) -> None:
+    check_search_space(SEARCH_SPACES.get(name)(**SETTINGS.get(name, {})))
