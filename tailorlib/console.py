@@ -11,12 +11,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    console.width = 140  # a log file has no edge to wrap at
 
 
 @rank_zero_only
 def say(*what: RenderableType) -> None:
     """Print to the terminal, on rank 0 only."""
-    console.print(*what)
+    console.print(*what, soft_wrap=all(isinstance(w, str) for w in what))
 
 
 def quieten() -> None:
@@ -25,7 +27,11 @@ def quieten() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+        "lightning.fabric",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("lm_eval", "lm-eval", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -82,8 +82,14 @@ class Fitness(ABC):
             )
         return measurement
 
-    def set_reference(self, dense: Measurement) -> None:
-        """Take note of the dense base model's measurement; nothing by default."""
+    def set_reference(self, dense: Measurement) -> Measurement:
+        """Take note of the dense base model's measurement.
+
+        Returns:
+            The same measurement as this fitness scores it from now on: a fitness that scores relative to the
+            dense model gives it another score (1.0) than it had before there was a reference.
+        """
+        return dense
 
     @property
     def tokens(self) -> int:

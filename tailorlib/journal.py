@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -65,7 +65,7 @@ class Journal:
             lock = _acquire(directory)
             if path.exists():
                 lock.release()
-                raise JournalError(_occupied(directory))
+                refuse_occupied(directory)
             data = {"kind": "header", "format": header.format, "environment": dict(header.environment)}
             _replace_file(path, _line({**data, "identity": dict(header.identity)}))
         except OSError as error:
@@ -188,6 +188,31 @@ def read_trials(directory: Path) -> tuple[Measurement | None, list[Trial]]:
     return journal.dense, journal.trials
 
 
+def refuse_occupied(directory: Path) -> NoReturn:
+    """Refuse to start a new study in a folder that has one.
+
+    Raises:
+        JournalError: Always, with the ways out.
+    """
+    raise JournalError(
+        f"A new study starts in a folder without one; {str(directory)!r} already holds a journal. Continue it with "
+        f"--resume {directory}, move it aside with --study.existing archive, or choose another --study.directory."
+    )
+
+
+def archive(directory: Path) -> Path:
+    """Rename a run folder to ``NAME.1`` (``.2``, ...) and return where it went.
+
+    Raises:
+        JournalError: If a process is working in it.
+    """
+    _acquire(directory).release()
+    number = 1
+    while (target := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    return directory.rename(target)
+
+
 def _acquire(directory: Path) -> FileLock:
     # The operating system drops the lock with the process that holds it, so a dead holder blocks nobody.
     lock = FileLock(directory / ".lock")
@@ -245,13 +270,6 @@ def _replace_file(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _occupied(directory: Path) -> str:
-    return (
-        f"A new study starts in a folder without one; {str(directory)!r} already holds a journal. Continue it with "
-        f"--resume {directory}, move it aside with --study.existing archive, or choose another --study.directory."
-    )
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
@@ -37,13 +36,16 @@ class SearchModule(LightningModule):
     Args:
         study: What to search.
         identity: The recipe's sections that decide the trials, as plain data; a resumed study must have the same.
+        recipe: Text of the resolved recipe, kept in the run folder.
         resume: Continue the study in the run folder instead of starting one.
     """
 
-    def __init__(self, study: Study, identity: Mapping[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self, study: Study, identity: Mapping[str, Any], *, recipe: str = "", resume: bool = False
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.study, self.identity, self.resume = study, identity, resume
+        self.study, self.identity, self.recipe, self.resume = study, identity, recipe, resume
         self.trials: list[Trial] = []
         self.dense: Measurement | None = None
         self.stopped: str | None = None
@@ -72,8 +74,7 @@ class SearchModule(LightningModule):
         # Caches (a conversion, a fine-tune) are built by one process; the others then find them.
         with self._rank_zero_first():
             self._engine = study.prepare(device)
-        with step(f"Model family loaded ({len(study.family.layout.models)} models, {study.space.size().discrete:.1e} "
-                  "tailorings)"):
+        with step("Model family loaded"):
             study.family.load(device)
         recorded = self._open_journal()
         study.optimizer.setup(study.space, study.settings.seed)
@@ -124,7 +125,9 @@ class SearchModule(LightningModule):
         try:
             measurement = self.measure(proposal.tailoring)
             fitness, metrics = measurement.score, {**measurement.metrics, **_parts(measurement)}
-        except Exception as error:  # one bad candidate must not end a study of hours: it is recorded with its reason
+        except (
+            Exception
+        ) as error:  # one bad candidate must not end a study of hours: it is recorded with its reason
             reason = str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
         return Trial(
             number=number,
@@ -192,6 +195,7 @@ class SearchModule(LightningModule):
                     )
             else:
                 self._journal = Journal.create(directory, JournalHeader(self.identity, environment()))
+                (directory / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
             trials, dense = list(self._journal.trials), self._journal.dense
         trials, dense = self.trainer.strategy.broadcast((trials, dense))
         self.dense = dense
@@ -204,7 +208,7 @@ class SearchModule(LightningModule):
             self.dense = self.trainer.strategy.broadcast(self.dense)
             if self._journal is not None:
                 self._journal.set_dense(self.dense)
-        self.study.fitness.set_reference(self.dense)
+        self.dense = self.study.fitness.set_reference(self.dense)
 
     def _warm_starts(self) -> list[tuple[str, Tailoring]]:
         context = self.study.context(self._engine)

@@ -52,7 +52,9 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         low = {"trials": 1, "seed": 0, "batch_size": 1, "tokens_per_batch": 1, "max_failures": 1}
-        faults = [f"study.{k} is at least {v}, got {getattr(self, k)}." for k, v in low.items() if getattr(self, k) < v]
+        faults = [
+            f"study.{k} is at least {v}, got {getattr(self, k)}." for k, v in low.items() if getattr(self, k) < v
+        ]
         if self.max_length is not None and self.max_length < 2:
             faults.append(f"study.max_length is at least 2, got {self.max_length}.")
         if faults:

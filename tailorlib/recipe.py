@@ -1,0 +1,182 @@
+"""Reading recipes: every fault that can be seen before anything is built, in one message."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from tailorlib.exceptions import PluginError, RecipeError, did_you_mean
+from tailorlib.fitness import Fitness
+from tailorlib.models.family import ModelFamily
+from tailorlib.optimizer import Optimizer
+from tailorlib.registry import FITNESS, OPERATIONS, OPTIMIZERS, SEARCH_SPACES, TEXTS, WARM_STARTS, Registry
+from tailorlib.search.study import Benchmark, StudySettings
+from tailorlib.search_space import SearchSpace
+from tailorlib.warm_start import WarmStart
+
+FAMILIES: Registry[ModelFamily] = Registry(ModelFamily, "tailorlib.families")
+REGISTRIES: tuple[Registry[Any], ...] = (
+    OPERATIONS,
+    OPTIMIZERS,
+    SEARCH_SPACES,
+    WARM_STARTS,
+    FITNESS,
+    TEXTS,
+    FAMILIES,
+)
+
+
+def _subclass(kind: type) -> Callable[[ArgumentParser, str], object]:
+    return lambda parser, key: parser.add_subclass_arguments(kind, key, required=False)
+
+
+SECTIONS: Mapping[str, Callable[[ArgumentParser, str], object]] = {
+    "family": _subclass(ModelFamily),
+    "search_space": _subclass(SearchSpace),
+    "optimizer": _subclass(Optimizer),
+    "fitness": _subclass(Fitness),
+    "warm_starts": lambda parser, key: parser.add_argument(
+        f"--{key}", type=list[WarmStart], default=[], help="Tailorings to try first."
+    ),
+    "benchmark": lambda parser, key: parser.add_class_arguments(Benchmark, key),
+    "study": lambda parser, key: parser.add_class_arguments(StudySettings, key),
+}
+"""The sections of a recipe beside ``trainer``, and how each is added to a parser."""
+REQUIRED = ("family", "search_space", "optimizer", "fitness")
+IDENTITY = ("family", "search_space", "optimizer", "fitness", "warm_starts")
+"""Sections that decide the trials; of ``study`` only seed, batch size and lengths do."""
+_OTHER_KEYS = ("trainer", "plugins", "seed_everything")
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe file.
+
+    Raises:
+        RecipeError: If the file can't be read, is not YAML, or holds no mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {str(path)!r} can't be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"A recipe is a YAML file; {str(path)!r} is not: {error}.") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"A recipe is a mapping of sections, got {type(data).__name__} in {str(path)!r}.")
+    return data
+
+
+def check_recipe(data: Mapping[str, Any]) -> list[str]:
+    """Return every fault of a recipe's names, keys and types: unknown sections, classes, settings, wrong values."""
+    known = (*SECTIONS, *_OTHER_KEYS)
+    faults = [
+        f"A recipe has no section {key!r}.{did_you_mean(str(key), known)}" for key in data if key not in known
+    ]
+    for key in SECTIONS:
+        if data.get(key) is None:
+            continue
+        section_faults = list(_check_names(data[key], key))
+        faults += section_faults or _check_types(key, data[key])
+    return faults
+
+
+def missing_sections(given: Iterable[str]) -> list[str]:
+    """Return a fault for each required section that is not given."""
+    return [f"A recipe needs the section {key!r}; it is missing." for key in REQUIRED if key not in set(given)]
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved recipe that decides the trials."""
+    study = config.get("study") or {}
+    return {
+        **{key: config.get(key) for key in IDENTITY},
+        "study": {key: study.get(key) for key in ("seed", "batch_size", "max_length")},
+    }
+
+
+def clean_message(message: str) -> str:
+    """Make a parser's message readable, and suggest close names for a class that it doesn't know."""
+    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
+    if unknown:
+        return f"There is no class {unknown[1]!r}.{did_you_mean(unknown[1], _class_names())}"
+    noise = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
+    return " ".join(kept)
+
+
+def _check_names(value: Any, where: str) -> Iterator[str]:
+    """Yield faults of class names and settings, at any depth."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _check_names(item, f"{where}[{i}]")
+    elif isinstance(value, Mapping) and "class_path" in value:
+        yield from _check_class(value, where)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _check_names(item, f"{where}.{key}")
+
+
+def _check_class(value: Mapping[str, Any], where: str) -> Iterator[str]:
+    extra = [k for k in value if k not in ("class_path", "init_args", "dict_kwargs")]
+    if extra:
+        yield f"{where} has 'class_path' and 'init_args'; got also {', '.join(map(repr, extra))}. Indent them?"
+    try:
+        cls = find_class(str(value["class_path"]))
+    except PluginError as error:
+        yield f"{where}: {error}"
+        return
+    settings = value.get("init_args") or {}
+    if not isinstance(settings, Mapping):
+        yield f"{where}.init_args is a mapping of settings, got {settings!r}."
+        return
+    parameters = inspect.signature(cls).parameters
+    for key, item in settings.items():
+        if key not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            yield f"{where}: {cls.__name__} has no setting {key!r}.{did_you_mean(str(key), parameters)}"
+        yield from _check_names(item, f"{where}.{key}")
+
+
+def find_class(name: str) -> type:
+    """Return the class that a recipe names: a plugin's short name, or a dotted import path.
+
+    Raises:
+        PluginError: If there is none.
+    """
+    if "." not in name:
+        for registry in REGISTRIES:
+            if name in registry.names():
+                return registry.get(name)
+        if name == ModelFamily.__name__:
+            return ModelFamily
+        raise PluginError(f"There is no class {name!r}.{did_you_mean(name, _class_names())}")
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"There is no class {name!r}: {error}.") from error
+    if not inspect.isclass(found):
+        raise PluginError(f"{name!r} is no class.")
+    return found
+
+
+def _class_names() -> list[str]:
+    return [ModelFamily.__name__, *(name for registry in REGISTRIES for name in registry.names())]
+
+
+def _check_types(key: str, value: Any) -> list[str]:
+    """Return the first type fault of a section, as the real parser finds it."""
+    parser = ArgumentParser(exit_on_error=False)
+    SECTIONS[key](parser, key)
+    try:
+        parser.parse_object({key: value})
+    except (ArgumentError, TypeError, ValueError) as error:
+        message = clean_message(str(error))
+        return [message if message.startswith("There is no class") else f"{key}: {message}"]
+    return []

@@ -1,0 +1,93 @@
+"""What a person sees while a search runs: trial, best and last fitness, retained %, time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from tailorlib.console import console, say
+from tailorlib.search.module import SearchModule
+from tailorlib.trial import Trial
+
+
+class SearchProgress(ProgressBar):
+    """A progress bar on a terminal; a line per trial elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._shown = 0
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls this on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        if not (self._enabled and console.is_terminal and isinstance(pl_module, SearchModule)):
+            return
+        self._bar = Progress(
+            TextColumn("[bold]searching[/]"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self._task = self._bar.add_task("search", total=pl_module.study.settings.trials, figures="")
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show the trials of the batch."""
+        if not (self._enabled and isinstance(pl_module, SearchModule)):
+            return
+        for trial in pl_module.trials[self._shown :]:
+            self._show(trial, pl_module)
+        self._shown = len(pl_module.trials)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self, trial: Trial, module: SearchModule) -> None:
+        best, retained = module.incumbent, None
+        figures = "failed" if trial.fitness is None else f"last {trial.fitness:.4f}"
+        if best is not None and best.fitness is not None:
+            retained = module.retained(best.fitness)
+            figures += f"  best [green]{best.fitness:.4f}[/] (trial {best.number})"
+        if retained is not None:
+            figures += f"  retained {retained:.1f} %"
+        if self._bar is not None:
+            self._bar.update(self._task, advance=1, figures=figures)
+            return
+        total = module.study.settings.trials
+        reason = f"  {trial.reason}" if trial.reason else ""
+        say(f"trial {trial.number + 1}/{total}  {figures}  {trial.seconds:.1f} s  {trial.origin}{reason}")

@@ -1,0 +1,225 @@
+"""The verbs of the command line, as methods of a Lightning Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich.table import Table
+
+from tailorlib.console import console, say, step
+from tailorlib.evaluation.engine import Engine
+from tailorlib.exceptions import JournalError, RecipeError
+from tailorlib.export import CardInfo, export_model
+from tailorlib.journal import FILE_NAME, archive, read_trials, refuse_occupied
+from tailorlib.recipe import REGISTRIES
+from tailorlib.report.pictures import draw_study
+from tailorlib.report.summary import study_summary
+from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
+from tailorlib.search.benchmark import run_benchmark
+from tailorlib.search.module import SearchModule
+from tailorlib.search.progress import SearchProgress
+from tailorlib.search.study import Study
+from tailorlib.seeding import numpy_generator
+from tailorlib.tailoring import BASE, Tailoring
+from tailorlib.trial import Trial, incumbent
+
+
+class TailorTrainer(Trainer):
+    """A Lightning Trainer that searches, evaluates, exports and plans.
+
+    All arguments are the Trainer's own: devices, strategy, loggers, callbacks, profiler, ``max_time``.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        callbacks = list(kwargs.pop("callbacks", None) or [])
+        shown = kwargs.get("enable_progress_bar")
+        if shown is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(SearchProgress())
+        super().__init__(callbacks=callbacks, **kwargs)
+
+    def search(self, model: SearchModule, resume: str | None = None) -> None:
+        """Search for the fittest tailoring, compare it with baselines, and write the model.
+
+        Args:
+            model: The search.
+            resume: A run folder to continue; without --config its own recipe is used.
+        """
+        if resume is None:
+            _make_room(model.study)
+        self.fit(model)
+        if model.stopped:
+            say(f"[yellow]![/] The search ended early: {model.stopped}.")
+        if self.is_global_zero:
+            self._conclude(model)
+        self.strategy.barrier()
+
+    def evaluate(
+        self, model: SearchModule, run: str | None = None, trial: int | None = None, tailoring: str | None = None
+    ) -> None:
+        """Score a tailoring with the recipe's benchmark: `tailor evaluate RUN`.
+
+        Args:
+            model: The search whose recipe is used.
+            run: The run folder; its best trial is scored.
+            trial: Number of another trial of the run.
+            tailoring: A tailoring file, instead of a run.
+        """
+        study = model.study
+        chosen = _choose(run, trial, tailoring)
+        engine = self._ready(study)
+        rows = run_benchmark(study, engine, chosen)
+        say(render_table(rows))
+        if run is not None:
+            write_benchmark(rows, Path(run) / "benchmark.json")
+
+    def export(
+        self,
+        model: SearchModule,
+        run: str | None = None,
+        trial: int | None = None,
+        tailoring: str | None = None,
+        output: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write a tailoring as a Hugging Face model: `tailor export RUN --output DIR`.
+
+        Args:
+            model: The search whose recipe is used.
+            run: The run folder; its best trial is written.
+            trial: Number of another trial of the run.
+            tailoring: A tailoring file, instead of a run.
+            output: Folder to write; RUN/model by default.
+            overwrite: Replace the folder if it is there.
+        """
+        if output is None and run is None:
+            raise RecipeError("An export needs a folder to write to: give --output DIR.")
+        chosen = _choose(run, trial, tailoring)
+        target = Path(output) if output is not None else Path(str(run)) / "model"
+        model.study.family.prepare()
+        with step(f"Model written to {target}"):
+            export_model(model.study.family, chosen, target, overwrite=overwrite)
+
+    def plan(self, model: SearchModule) -> None:
+        """Say what a recipe would do, without reading weights: `tailor plan --config RECIPE`.
+
+        Args:
+            model: The search to plan.
+        """
+        study = model.study
+        study.prepare(self.strategy.root_device)
+        say(_plan_table(study))
+
+    def plugins(self, model: SearchModule | None = None) -> None:
+        """List the operations, optimizers and other plugins that recipes can name.
+
+        Args:
+            model: Not used.
+        """
+        table = Table("kind", "name", "what it is", title="Plugins", title_justify="left")
+        for registry in REGISTRIES:
+            for name, cls in registry.load_all().items():
+                table.add_row(registry.kind.__name__, name, (cls.__doc__ or "").strip().split("\n")[0])
+            table.add_section()
+        console.print(table)
+
+    def _ready(self, study: Study) -> Engine:
+        engine = study.prepare(self.strategy.root_device)
+        with step("Model family loaded"):
+            study.family.load(self.strategy.root_device)
+        layers = study.family.layout.num_layers
+        dense = study.fitness.evaluate(study.family.stitch(Tailoring.whole(BASE, layers)))
+        study.fitness.set_reference(dense)
+        return engine
+
+    def _conclude(self, model: SearchModule) -> None:
+        study, best = model.study, model.incumbent
+        dense = model.dense.score if model.dense else None
+        seconds = sum(t.seconds for t in model.trials)
+        say(study_summary(model.trials, dense, seconds, layout=study.family.layout))
+        if best is None:
+            raise JournalError(f"No trial of the study in {str(study.directory)!r} completed; nothing to export.")
+        (study.directory / "tailoring.yaml").write_text(best.tailoring.to_yaml(), encoding="utf-8")
+        draw_study(
+            model.trials,
+            study.family.layout,
+            study.directory / "study.png",
+            dense_fitness=dense,
+            title=study.directory.name,
+        )
+        rows = self._benchmark(model, best)
+        if study.settings.export:
+            with step(f"Model written to {study.directory / 'model'}"):
+                card = CardInfo(scores=markdown_table(rows)) if rows else None
+                export_model(study.family, best.tailoring, study.directory / "model", card=card, overwrite=True)
+        for logger in self.loggers:
+            logger.finalize("success")
+
+    def _benchmark(self, model: SearchModule, best: Trial) -> list[BenchmarkRow]:
+        study = model.study
+        if study.benchmark.fitness is None:
+            return []
+        rows = run_benchmark(study, model.engine, best.tailoring)
+        say(render_table(rows))
+        write_benchmark(rows, study.directory / "benchmark.json")
+        (study.directory / "benchmark.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
+        return rows
+
+
+def _choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailoring:
+    """Return the tailoring that the arguments name.
+
+    Raises:
+        RecipeError: If they name none, or both a run and a file.
+    """
+    if (run is None) == (tailoring is None):
+        raise RecipeError("Name one model: a run folder (tailor export RUN), or --tailoring FILE with --config.")
+    if tailoring is not None:
+        return Tailoring.load(tailoring)
+    _, trials = read_trials(Path(str(run)))
+    if trial is None:
+        best = incumbent(trials)
+        if best is None:
+            raise JournalError(f"The study in {run!r} has no complete trial yet; there is nothing to take.")
+        return best.tailoring
+    if not 0 <= trial < len(trials):
+        raise RecipeError(f"The study in {run!r} has the trials 0 to {len(trials) - 1}, got --trial {trial}.")
+    return trials[trial].tailoring
+
+
+@rank_zero_only
+def _make_room(study: Study) -> None:
+    if not (study.directory / FILE_NAME).exists():
+        return
+    if study.settings.existing == "refuse":
+        refuse_occupied(study.directory)
+    kept = archive(study.directory)
+    say(f"[green]✓[/] The earlier study was moved to {kept}")
+
+
+def _plan_table(study: Study) -> Table:
+    family, layout, size = study.family, study.family.layout, study.space.size()
+    dense = family.num_parameters(Tailoring.whole(BASE, layout.num_layers))
+    example = study.space.decode(study.space.sample(numpy_generator("plan")), seed=study.settings.seed)
+    table = Table(show_header=False, title="Plan", title_justify="left")
+    table.add_row("models", f"{len(layout.models)}: {', '.join(layout.models)}")
+    table.add_row("layers", f"{layout.num_layers}, of which {len(example.layers)} are kept")
+    table.add_row(
+        "parameters", f"{dense / 1e6:.1f} M dense, {family.num_parameters(example) / 1e6:.1f} M tailored"
+    )
+    continuous = f", each with up to {size.continuous} continuous hyperparameters" if size.continuous else ""
+    table.add_row("search space", f"{big_number(size.discrete)} tailorings{continuous}")
+    table.add_row("trials", str(study.settings.trials))
+    table.add_row("tokens per trial", f"{study.fitness.tokens:,}" if study.fitness.tokens else "unknown")
+    return table
+
+
+def big_number(number: int) -> str:
+    """Return a whole number of any size in a readable form, such as ``1.83e+21``."""
+    if number < 10**6:
+        return f"{number:,}"
+    digits = str(number)
+    return f"{digits[0]}.{digits[1:3]}e+{len(digits) - 1}"
