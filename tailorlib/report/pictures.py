@@ -1,0 +1,285 @@
+"""Pictures of a study: the search history and the layer map of the best tailoring.
+
+Figures are made with matplotlib's objects and the Agg canvas, never with pyplot: nothing global changes, no
+display is needed, and several studies can draw at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from rich.text import Text
+
+from tailorlib.distributions import ParamValue
+from tailorlib.search_space import FamilyLayout
+from tailorlib.tailoring import LayerPlan, Tailoring
+from tailorlib.trial import Trial, incumbent
+
+WIDTH, DPI = 16.0, 100
+"""Figure width in inches and resolution: 1600 pixels."""
+ROW_HEIGHT = 0.34
+"""Height of a row of the layer map, in inches."""
+
+# Okabe and Ito's palette, told apart with every common colour blindness; lightness and hatching differ as well.
+BLUE, ORANGE, VERMILION, GREY, LIGHT = "#0072B2", "#E69F00", "#D55E00", "#8C8C8C", "#E4E4E4"
+INK = "#222222"
+
+SELECTED, MERGED, REMOVED, UNUSED = "selected", "merged", "removed", "unused"
+CELL_COLOURS = {SELECTED: BLUE, MERGED: ORANGE, REMOVED: LIGHT, UNUSED: "white"}
+CELL_GLYPHS = {SELECTED: ("█", "blue"), MERGED: ("▓", "yellow"), REMOVED: ("×", "bright_black"), UNUSED: ("·", "")}
+
+
+def draw_study(
+    trials: Sequence[Trial],
+    layout: FamilyLayout,
+    path: Path,
+    *,
+    dense_fitness: float | None,
+    title: str,
+) -> None:
+    """Write a PNG, 1600 pixels wide, with the search history and the incumbent's layer map.
+
+    Args:
+        trials: The study's trials.
+        layout: The family's layout.
+        path: File to write.
+        dense_fitness: Fitness of the dense base model, for a reference line.
+        title: Title of the picture.
+    """
+    figure = study_figure(trials, layout, dense_fitness=dense_fitness, title=title)
+    figure.savefig(path, dpi=DPI, format="png")
+
+
+def study_figure(
+    trials: Sequence[Trial], layout: FamilyLayout, *, dense_fitness: float | None, title: str
+) -> Figure:
+    """Return the figure that :func:`draw_study` writes."""
+    best = incumbent(list(trials))
+    labels = {} if best is None else merge_labels(best.tailoring)
+    map_height = 1.0 + ROW_HEIGHT * (len(layout.models) + 1 + _label_rows(labels, layout))
+    figure = Figure(figsize=(WIDTH, 4.4 + map_height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=15, color=INK)
+    history, layer_map = figure.subplots(2, 1, height_ratios=[4.0, map_height])
+    draw_history(history, trials, dense_fitness=dense_fitness)
+    if best is None:
+        layer_map.set_axis_off()
+        layer_map.text(0.5, 0.5, "No trial is complete: there is no layer map.", ha="center", fontsize=12)
+    else:
+        draw_layer_map(layer_map, best.tailoring, layout, heading=_map_heading(best, layout, dense_fitness))
+    return figure
+
+
+def draw_history(axes: Axes, trials: Sequence[Trial], *, dense_fitness: float | None) -> None:
+    """Draw each trial's fitness by its origin, the best so far, and the dense model's fitness."""
+    complete = sorted((t for t in trials if t.fitness is not None), key=lambda t: t.number)
+    for label, colour, marker, chosen in (
+        ("warm start", ORANGE, "D", [t for t in complete if t.origin != "optimizer"]),
+        ("optimizer", BLUE, "o", [t for t in complete if t.origin == "optimizer"]),
+    ):
+        if chosen:
+            axes.plot(
+                *_points(chosen),
+                marker,
+                color=colour,
+                markersize=7,
+                markeredgecolor="white",
+                label=label,
+                zorder=3,
+            )
+    failed = [t.number for t in trials if t.fitness is None]
+    if failed:  # they have no fitness: a cross on the lower edge
+        axes.plot(
+            failed, [0.03] * len(failed), "x", color=VERMILION, markersize=8, markeredgewidth=2, label="failed",
+            transform=axes.get_xaxis_transform(), zorder=4,
+        )  # fmt: skip
+    if complete:
+        last = max(t.number for t in trials)
+        numbers, fitness = _points(complete)
+        best = list(accumulate(fitness, max))
+        axes.step([*numbers, last], [*best, best[-1]], where="post", color=INK, label="best so far", zorder=2)
+    if dense_fitness is not None:
+        axes.axhline(
+            dense_fitness, color=GREY, ls="--", lw=1.5, label=f"dense model ({dense_fitness:.4g})", zorder=1
+        )
+    axes.set_title("Search history", loc="left", fontsize=12, color=INK)
+    axes.set_xlabel("trial", fontsize=11)
+    axes.set_ylabel("fitness (higher is better)", fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.margins(x=0.02, y=0.1)
+    axes.grid(axis="y", color=LIGHT)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        # Beside the points, never over them: where a search ends up is not known beforehand.
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=11)
+
+
+def draw_layer_map(axes: Axes, tailoring: Tailoring, layout: FamilyLayout, *, heading: str) -> None:
+    """Draw one row per model and one column per original layer; below, new positions and merge operations."""
+    cells, labels = layer_cells(tailoring, layout), merge_labels(tailoring)
+    models, layers = layout.models, layout.num_layers
+    for row, model in enumerate(models):
+        for layer in range(layers):
+            kind = cells[model, layer]
+            axes.add_patch(
+                Rectangle(
+                    (layer - 0.44, row - 0.4), 0.88, 0.8, facecolor=CELL_COLOURS[kind],
+                    edgecolor=GREY if kind in (REMOVED, UNUSED) else INK, linewidth=0.6,
+                    hatch="////" if kind == REMOVED else None, gid=f"{model}:{layer}:{kind}",
+                )
+            )  # fmt: skip
+    size, below = _font_size(layout), len(models) + 0.6
+    for layer, positions in _positions(tailoring).items():
+        text = ",".join(map(str, positions))
+        axes.text(layer, len(models), text, ha="center", va="center", fontsize=size, gid=f"position:{layer}")
+    for layer, text in labels.items():
+        axes.text(layer, below, text, ha="center", va="top", rotation=90, fontsize=size, gid=f"merge:{layer}")
+    axes.set_xlim(-0.6, layers - 0.4)
+    axes.set_ylim(below + _label_rows(labels, layout), -0.6)
+    axes.set_xticks(range(layers), [str(i) for i in range(layers)], fontsize=size)
+    axes.xaxis.tick_top()
+    rows = [*models, "new position", *([_merge_heading(tailoring)] if labels else [])]
+    axes.set_yticks([*range(len(models) + 1), *([below + 0.3] if labels else [])], rows, fontsize=11)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(heading, loc="left", fontsize=12, color=INK, pad=12)
+    axes.legend(
+        handles=_map_legend(),
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        frameon=False,
+        fontsize=11,
+        handlelength=1.6,
+    )
+
+
+def layer_cells(tailoring: Tailoring, layout: FamilyLayout) -> dict[tuple[str, int], str]:
+    """Return for each (model, original layer) whether it is selected, merged, unused, or the layer removed.
+
+    A layer is removed where no model's layer of that index is used.
+    """
+    used: dict[tuple[str, int], str] = {}
+    for plan in tailoring.layers:
+        for source in plan.sources:
+            kind = MERGED if len(plan.sources) > 1 else SELECTED
+            used[source.model, source.layer] = (
+                MERGED if MERGED in (kind, used.get((source.model, source.layer))) else kind
+            )
+    alive = {layer for _, layer in used}
+    return {
+        (model, layer): used.get((model, layer), UNUSED if layer in alive else REMOVED)
+        for model in layout.models
+        for layer in range(layout.num_layers)
+    }
+
+
+def merge_labels(tailoring: Tailoring) -> dict[int, str]:
+    """Return a short label of each merge, such as ``"TIES density=0.5 scale=1"``, by its (first) original layer.
+
+    Where every merge is of one operation its name is left out; the row's heading tells it.
+    """
+    merges = [plan for plan in tailoring.layers if not plan.is_selection]
+    named = len({plan.operation for plan in merges}) > 1 or any(not plan.params for plan in merges)
+    labels: dict[int, str] = {}
+    for plan in merges:
+        values = [f"{name}={_value(value)}" for name, value in plan.params]
+        label = " ".join([plan.operation, *values] if named else values)
+        layer = _anchor(plan)
+        labels[layer] = f"{labels[layer]}; {label}" if layer in labels else label
+    return dict(sorted(labels.items()))
+
+
+def layer_map_text(tailoring: Tailoring, layout: FamilyLayout, *, columns: int = 60) -> Text:
+    """Return the layer map for a terminal: a line per model, a character per original layer, and a legend.
+
+    Args:
+        tailoring: The candidate.
+        layout: The family's layout.
+        columns: Largest number of layers in a line; deeper models take several blocks.
+    """
+    cells = layer_cells(tailoring, layout)
+    width = max(len(model) for model in layout.models)
+    text = Text()
+    for start in range(0, layout.num_layers, columns):
+        layers = range(start, min(start + columns, layout.num_layers))
+        text.append(f"{'':{width}}  " + "".join(f"{i:<10}" for i in layers[::10]).rstrip() + "\n", style="dim")
+        for model in layout.models:
+            text.append(f"{model:{width}}  ")
+            for layer in layers:
+                text.append(*CELL_GLYPHS[cells[model, layer]])
+            text.append("\n")
+    text.append(" " * (width + 2))
+    for kind in (kind for kind in CELL_GLYPHS if kind in cells.values()):
+        text.append(*CELL_GLYPHS[kind]).append(f" {kind}   ")
+    text.rstrip()
+    return text
+
+
+def _points(trials: Sequence[Trial]) -> tuple[list[int], list[float]]:
+    """Numbers and fitness values of the complete trials."""
+    pairs = [(t.number, t.fitness) for t in trials if t.fitness is not None]
+    return [number for number, _ in pairs], [fitness for _, fitness in pairs]
+
+
+def _positions(tailoring: Tailoring) -> dict[int, list[int]]:
+    """Where each original layer stands in the tailored model."""
+    positions: dict[int, list[int]] = {}
+    for new, plan in enumerate(tailoring.layers):
+        positions.setdefault(_anchor(plan), []).append(new)
+    return positions
+
+
+def _anchor(plan: LayerPlan) -> int:
+    """The column of a plan: its first source's layer, which stands for all where a merge crosses depths."""
+    return plan.sources[0].layer
+
+
+def _merge_heading(tailoring: Tailoring) -> str:
+    operations = {plan.operation for plan in tailoring.layers if not plan.is_selection}
+    return operations.pop() if len(operations) == 1 else "merge"
+
+
+def _value(value: ParamValue) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
+
+
+def _font_size(layout: FamilyLayout) -> float:
+    """Points that let two digits fit into a column."""
+    return max(6.5, min(10.0, 580 / layout.num_layers))
+
+
+def _label_rows(labels: Mapping[int, str], layout: FamilyLayout) -> float:
+    """Height of the rotated labels in rows of the map; a character is about 0.57 of its size wide."""
+    inches = 0.57 * _font_size(layout) / 72 * max(map(len, labels.values()), default=0)
+    return 0.2 + inches / ROW_HEIGHT
+
+
+def _map_heading(best: Trial, layout: FamilyLayout, dense_fitness: float | None) -> str:
+    t = best.tailoring
+    share = (
+        f" = {best.fitness / dense_fitness:.1%} of dense"
+        if best.fitness and dense_fitness and dense_fitness > 0
+        else ""
+    )
+    return (
+        f"Layer map of the best trial: number {best.number} ({best.origin}), fitness {best.fitness:.4g}{share}, "
+        f"{len(t.layers)} of {layout.num_layers} layers; embeddings {t.embeddings}, norm {t.norm}, head {t.head}"
+    )
+
+
+def _map_legend() -> list[Patch | Line2D]:
+    return [
+        Patch(facecolor=BLUE, edgecolor=INK, label="selected"),
+        Patch(facecolor=ORANGE, edgecolor=INK, label="merged"),
+        Patch(facecolor=LIGHT, edgecolor=GREY, hatch="////", label="removed"),
+        Patch(facecolor="white", edgecolor=GREY, label="not used"),
+    ]
