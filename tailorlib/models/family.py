@@ -47,6 +47,7 @@ class ModelFamily:
         self.dtype, self.merge_cache_mib = dtype, merge_cache_mib
         self._checkpoints: dict[str, Checkpoint] = {}
         self._sources_found: dict[str, ModelSource] = {}
+        self._references: dict[str, str] = {}
         self._config: Any = None
         self._tokenizer: Any = None
         self._assembly: Assembly | None = None
@@ -66,6 +67,7 @@ class ModelFamily:
             return
         faults = self._setting_faults()
         base, candidates = self._sources()
+        self._references = {**candidates, BASE: base}
         if BASE in candidates:
             faults.append("No candidate may be called 'base': it is the base model's name. Rename it.")
             candidates = {k: v for k, v in candidates.items() if k != BASE}
@@ -122,6 +124,11 @@ class ModelFamily:
         """Where the base model lies."""
         self.assembly  # noqa: B018 (prepared?)
         return self._sources_found[BASE]
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """Where each model comes from, by family name, as the recipe or a subclass says."""
+        return self._references
 
     @property
     def tokenizer(self) -> Any:
