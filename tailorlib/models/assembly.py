@@ -41,6 +41,7 @@ class Assembly:
     ) -> None:
         self.architecture, self.checkpoints = architecture, checkpoints
         self.layer_suffixes, self.outer_names = layer_suffixes, outer_names
+        self._operations: dict[str, MergeOperation] = {}
 
     def layer_tensors(
         self, plan: LayerPlan, seed: int, device: torch.device | None = None
@@ -55,12 +56,26 @@ class Assembly:
         Yields:
             The name inside the layer and the tensor. A selected tensor is the checkpoint's own, on the CPU.
         """
-        operation = None if plan.is_selection else merge_operation(plan.operation)
+        operation = None if plan.is_selection else self.operation(plan.operation)
         for suffix in self.layer_suffixes[plan.sources[0].layer]:
             if operation is None:
                 yield suffix, self._select(plan.sources[0], suffix)
             else:
                 yield suffix, self._merge(operation, plan, suffix, seed, device)
+
+    def operation(self, name: str) -> MergeOperation:
+        """Return the merge operation of that name, made without arguments: a plan holds all it needs.
+
+        Raises:
+            PluginError: If there is no such operation.
+            ModelError: If it doesn't merge.
+        """
+        if name not in self._operations:  # looking through the entry points of all packages takes a while
+            operation = OPERATIONS.get(name)()
+            if not isinstance(operation, MergeOperation):
+                raise ModelError(f"A kept layer is selected or merged; the operation {name!r} does neither.")
+            self._operations[name] = operation
+        return self._operations[name]
 
     def layer_shapes(self, plan: LayerPlan) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
         """Yield name, shape and data type of what :meth:`layer_tensors` would yield."""
@@ -129,16 +144,3 @@ class Assembly:
             where=f"{suffix} of {', '.join(map(str, plan.sources))}",
         )
         return merged.to(stored)
-
-
-def merge_operation(name: str) -> MergeOperation:
-    """Return the merge operation of that name, made without arguments: a plan holds all it needs.
-
-    Raises:
-        PluginError: If there is no such operation.
-        ModelError: If it doesn't merge.
-    """
-    operation = OPERATIONS.get(name)()
-    if not isinstance(operation, MergeOperation):
-        raise ModelError(f"A kept layer is selected or merged; the operation {name!r} does neither.")
-    return operation

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from tailorlib.exceptions import ModelError, RecipeError, did_you_mean
 from tailorlib.models.adapter import AdapterCheckpoint
 from tailorlib.models.architecture import Architecture, architecture_of, layer_signature, layer_types
-from tailorlib.models.assembly import Assembly, merge_operation
+from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tailorlib.models.compatibility import config_differences, shape_differences
 from tailorlib.models.precision import DTYPES, compute_dtype
@@ -220,7 +220,7 @@ class ModelFamily:
             listed = ", ".join(f"{s} ({', '.join(map(str, kind))})" for kind, s in kinds.items())
             raise ModelError(f"Layers of one type can be merged; layer {i} of the tailoring draws on {listed}.")
         if not plan.is_selection:
-            operation = merge_operation(plan.operation)
+            operation = self.assembly.operation(plan.operation)
             if len(plan.sources) < 2 or (operation.needs_base and plan.base is None):
                 needed = "two or more sources" + (" and a base" if operation.needs_base else "")
                 raise ModelError(
