@@ -1,0 +1,174 @@
+"""The built-in optimizers beyond their contract."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tailorlib_strategies.operations import SLERP, TIES, LayerRemoval, TaskArithmetic
+from tailorlib_strategies.optimizers import Nevergrad, RandomSearch
+from tailorlib_strategies.optimizers.encoding import NormalEncoding
+from tailorlib_strategies.optimizers.nevergrad import GlobalRandomness
+from tailorlib_strategies.search_spaces import PruningSpace
+
+from tailorlib import FamilyLayout, Optimizer, Params
+from tailorlib.exceptions import RecipeError
+from tailorlib.seeding import numpy_generator
+from tailorlib.testing.contracts import LAYOUT, check_optimizer, fake_trial
+from tailorlib.trial import Trial
+
+
+def small_space(layers: int = 6) -> PruningSpace:
+    space = PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic(), TIES(density=0.5), SLERP()])
+    space.setup(FamilyLayout(LAYOUT.candidates, layers, ("full_attention",) * layers))
+    return space
+
+
+SPACE = small_space()
+OTHERS = (
+    "CMA",
+    "DiscreteOnePlusOne",
+    "FastGADiscreteOnePlusOne",
+    "DiscreteLenglerFourthOnePlusOne",
+    "NGOpt",
+    "OnePlusOne",
+    "PSO",
+    "TinyLognormalDiscreteOnePlusOne",
+    "TwoPointsDE",
+)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nevergrads_optimizers_keep_the_contract(name: str) -> None:
+    check_optimizer(lambda: Nevergrad(name, budget=12), SPACE)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_the_normal_encoding_is_inverted(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    encoding = NormalEncoding(SPACE, rng)
+    active = SPACE.sample(rng)
+    decoded = SPACE.active(encoding.decode(encoding.encode(active)))
+    assert decoded.keys() == active.keys()
+    for name, value in active.items():
+        assert decoded[name] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value)
+
+
+def test_a_standard_normal_vector_is_a_uniform_draw() -> None:
+    rng = np.random.default_rng(0)
+    encoding = NormalEncoding(SPACE, rng)
+    drawn = [encoding.decode(rng.standard_normal(encoding.dimension)) for _ in range(600)]
+    assert np.mean([p["layer.0.a"] for p in drawn]) == pytest.approx(0.5, abs=0.1)
+    assert np.mean([p["layer.0.SLERP.t"] for p in drawn]) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([0 in p["removed"] for p in drawn]) == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_a_warm_start_is_where_the_search_goes_on() -> None:
+    space = small_space(layers=20)
+    optimizer = Nevergrad()
+    optimizer.setup(space, 0)
+    start = space.sample(numpy_generator("start"))
+    optimizer.tell(_trial(space, start, 0, loss=0.0))
+    plans = set(space.decode(start).layers)
+    for number in range(1, 10):
+        child = optimizer.ask()
+        assert len(plans ^ set(space.decode(child).layers)) <= 8, "a child differs from its parent in few layers"
+        optimizer.tell(_trial(space, child, number, loss=1.0))
+
+
+def test_known_candidates_are_not_proposed_again() -> None:
+    space = PruningSpace(LayerRemoval(count=2))
+    space.setup(FamilyLayout((), 6, ("full_attention",) * 6))
+    optimizer = Nevergrad(retries=200)
+    optimizer.setup(space, 0)
+    seen = [_ask_and_tell(optimizer, space, number) for number in range(15)]
+    assert len({p["removed"] for p in seen}) == 15 == space.size().discrete
+    _ask_and_tell(optimizer, space, 15)  # nothing new is left; it goes on all the same
+
+
+def test_a_batch_of_asks_has_no_duplicates() -> None:
+    optimizer = Nevergrad()
+    optimizer.setup(SPACE, 0)
+    batch = [frozenset(optimizer.ask().items()) for _ in range(12)]
+    assert len(set(batch)) == 12
+
+
+def test_failures_alone_do_not_stop_the_search() -> None:
+    optimizer = Nevergrad("TwoPointsDE")
+    optimizer.setup(SPACE, 0)
+    for number in range(5):
+        optimizer.tell(fake_trial(SPACE, optimizer.ask(), number=number, failed=True))
+    assert optimizer.ask()
+
+
+def test_the_search_leaves_a_failed_candidate() -> None:
+    space = small_space(layers=20)
+    optimizer = Nevergrad()
+    optimizer.setup(space, 0)
+    good = space.sample(numpy_generator("good"))
+    bad = space.sample(numpy_generator("bad"))
+    optimizer.tell(fake_trial(space, bad, number=0, failed=True))
+    optimizer.tell(_trial(space, good, 1, loss=100.0))
+    child = set(space.decode(optimizer.ask()).layers)
+    near = {name: len(child & set(space.decode(p).layers)) for name, p in {"good": good, "bad": bad}.items()}
+    assert near["good"] > near["bad"]
+
+
+def test_replay_continues_as_the_first_run_did() -> None:
+    first = Nevergrad()
+    first.setup(SPACE, 5)
+    trials: list[Trial] = []
+    for number in range(8):
+        trials.append(_trial(SPACE, first.ask(), number, loss=float(number % 3)))
+        first.tell(trials[-1])
+    again = Nevergrad()
+    again.setup(SPACE, 5)
+    for trial in trials:
+        assert again.ask() == trial.params
+        again.tell(Trial.from_dict(trial.to_dict()))
+    assert [again.ask() for _ in range(3)] == [first.ask() for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Nevergrad("DiscreteOnePlusOn"), "Did you mean 'DiscreteOnePlusOne'"),
+        (lambda: Nevergrad(budget=0), "positive number of trials"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(make, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make()
+
+
+def test_private_randomness_goes_on_where_it_stopped() -> None:
+    def draws(inside: GlobalRandomness) -> list[float]:
+        with inside.private():
+            return [random.random(), np.random.rand()]  # noqa: NPY002
+
+    ours, theirs = GlobalRandomness(1), GlobalRandomness(1)
+    first = draws(ours)
+    assert draws(ours) != first
+    assert draws(theirs) == first
+
+
+def test_random_search_ignores_what_it_is_told() -> None:
+    told, untold = RandomSearch(), RandomSearch()
+    told.setup(SPACE, 0)
+    untold.setup(SPACE, 0)
+    proposals = [_ask_and_tell(told, SPACE, n) for n in range(4)]
+    assert proposals == [untold.ask() for _ in range(4)]
+
+
+def _trial(space: PruningSpace, params: Params, number: int, loss: float) -> Trial:
+    return Trial(number, params, space.decode(params), "complete", -loss)
+
+
+def _ask_and_tell(optimizer: Optimizer, space: PruningSpace, number: int) -> Params:
+    params = optimizer.ask()
+    optimizer.tell(fake_trial(space, params, number=number))
+    return params
