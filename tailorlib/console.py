@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, RenderableType
 
 console = Console(highlight=False)
@@ -43,7 +43,7 @@ def quieten() -> None:
 @contextmanager
 def step(what: str) -> Iterator[None]:
     """Show a spinner while something takes its time, and say when it is done."""
-    if rank_zero_only.rank == 0 and console.is_terminal:
+    if getattr(rank_zero_only, "rank", 0) == 0 and console.is_terminal:
         with console.status(f"{what} ..."):
             yield
     else:

@@ -195,8 +195,8 @@ def refuse_occupied(directory: Path) -> NoReturn:
         JournalError: Always, with the ways out.
     """
     raise JournalError(
-        f"A new study starts in a folder without one; {str(directory)!r} already holds a journal. Continue it with "
-        f"--resume {directory}, move it aside with --study.existing archive, or choose another --study.directory."
+        f"A new study starts in a folder without one; {str(directory)!r} already holds a journal. Continue it "
+        f"with --resume {directory}, move it aside with --study.existing archive, or choose another --study.directory."
     )
 
 
@@ -250,8 +250,8 @@ def _header(lines: list[bytes], path: Path) -> JournalHeader:
         return JournalHeader(data["identity"], data["environment"], data["format"])
     except Exception as error:  # whatever is wrong with the first line, it is no header
         raise JournalError(
-            f"{str(path)!r} has no header of journal format {FORMAT_VERSION} in its first line ({error!r}); it was "
-            "written by another version of tailorlib, or is no journal."
+            f"{str(path)!r} has no header of journal format {FORMAT_VERSION} in its first line ({error!r}); it "
+            "was written by another version of tailorlib, or is no journal."
         ) from error
 
 

@@ -52,6 +52,7 @@ SECTIONS: Mapping[str, Callable[[ArgumentParser, str], object]] = {
 REQUIRED = ("family", "search_space", "optimizer", "fitness")
 IDENTITY = ("family", "search_space", "optimizer", "fitness", "warm_starts")
 """Sections that decide the trials; of ``study`` only seed, batch size and lengths do."""
+_FIXED_CLASSES: Mapping[str, type] = {"benchmark": Benchmark, "study": StudySettings}
 _OTHER_KEYS = ("trainer", "plugins", "seed_everything")
 
 
@@ -73,7 +74,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def check_recipe(data: Mapping[str, Any]) -> list[str]:
-    """Return every fault of a recipe's names, keys and types: unknown sections, classes, settings, wrong values."""
+    """Return every fault of a recipe's names, keys and types: unknown classes and settings, wrong values."""
     known = (*SECTIONS, *_OTHER_KEYS)
     faults = [
         f"A recipe has no section {key!r}.{did_you_mean(str(key), known)}" for key in data if key not in known
@@ -81,7 +82,7 @@ def check_recipe(data: Mapping[str, Any]) -> list[str]:
     for key in SECTIONS:
         if data.get(key) is None:
             continue
-        section_faults = list(_check_names(data[key], key))
+        section_faults = list(_check_section(key, data[key]))
         faults += section_faults or _check_types(key, data[key])
     return faults
 
@@ -111,6 +112,13 @@ def clean_message(message: str) -> str:
     return " ".join(kept)
 
 
+def _check_section(key: str, value: Any) -> Iterator[str]:
+    if key in _FIXED_CLASSES and isinstance(value, Mapping):
+        yield from _check_settings(_FIXED_CLASSES[key], value, key)
+    else:
+        yield from _check_names(value, key)
+
+
 def _check_names(value: Any, where: str) -> Iterator[str]:
     """Yield faults of class names and settings, at any depth."""
     if isinstance(value, list):
@@ -127,15 +135,20 @@ def _check_class(value: Mapping[str, Any], where: str) -> Iterator[str]:
     extra = [k for k in value if k not in ("class_path", "init_args", "dict_kwargs")]
     if extra:
         yield f"{where} has 'class_path' and 'init_args'; got also {', '.join(map(repr, extra))}. Indent them?"
-    try:
-        cls = find_class(str(value["class_path"]))
-    except PluginError as error:
-        yield f"{where}: {error}"
-        return
     settings = value.get("init_args") or {}
     if not isinstance(settings, Mapping):
         yield f"{where}.init_args is a mapping of settings, got {settings!r}."
         return
+    try:
+        cls = find_class(str(value["class_path"]))
+    except PluginError as error:
+        yield f"{where}: {error}"
+        yield from _check_names(settings, where)  # what stands inside can be checked all the same
+        return
+    yield from _check_settings(cls, settings, where)
+
+
+def _check_settings(cls: type, settings: Mapping[str, Any], where: str) -> Iterator[str]:
     parameters = inspect.signature(cls).parameters
     for key, item in settings.items():
         if key not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

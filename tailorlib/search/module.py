@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import EvaluationError, TailorError
+from tailorlib.exceptions import EvaluationError, PluginError, TailorError
 from tailorlib.fitness import Measurement
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.search.proposer import Proposal, Proposer, Replay
@@ -50,12 +50,24 @@ class SearchModule(LightningModule):
         self.dense: Measurement | None = None
         self.stopped: str | None = None
         """Why the search ended before its last trial, or ``None``."""
+        self._engine: Engine | None = None
         self._journal: Journal | None = None
 
     @property
     def engine(self) -> Engine:
-        """The evaluation engine, after setup."""
+        """The evaluation engine, after :meth:`prepare`."""
+        if self._engine is None:
+            raise PluginError("The search's engine is used before prepare(device).")
         return self._engine
+
+    def prepare(self, device: torch.device) -> None:
+        """Find every fault of the recipe that shows without weights; nothing is written before.
+
+        Raises:
+            RecipeError: With all faults that were found.
+        """
+        if self._engine is None:
+            self._engine = self.study.prepare(device)
 
     @property
     def incumbent(self) -> Trial | None:
@@ -71,9 +83,7 @@ class SearchModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Prepare the family, the data and the journal; measure the dense model; collect the warm starts."""
         study, device = self.study, self.trainer.strategy.root_device
-        # Caches (a conversion, a fine-tune) are built by one process; the others then find them.
-        with self._rank_zero_first():
-            self._engine = study.prepare(device)
+        self.prepare(device)
         with step("Model family loaded"):
             study.family.load(device)
         recorded = self._open_journal()
@@ -211,20 +221,12 @@ class SearchModule(LightningModule):
         self.dense = self.study.fitness.set_reference(self.dense)
 
     def _warm_starts(self) -> list[tuple[str, Tailoring]]:
-        context = self.study.context(self._engine)
+        context = self.study.context(self.engine)
         starts: list[tuple[str, Tailoring]] = []
         for start in self.study.warm_starts:
             with step(f"Warm start {start.label}"):
                 starts += [(start.label, t) for t in start.propose(context)]
         return starts
-
-    @contextmanager
-    def _rank_zero_first(self) -> Iterator[None]:
-        if self.global_rank == 0:
-            yield
-        self.trainer.strategy.barrier()
-        if self.global_rank != 0:
-            yield
 
 
 def environment() -> dict[str, str]:

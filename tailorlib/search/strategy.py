@@ -11,9 +11,8 @@ from torch.nn import Module
 class CandidateParallelStrategy(DDPStrategy):
     """Process groups and launching of DDP, without wrapping the module.
 
-    Registered as ``candidates`` (a process per device, launched by Lightning, torchrun or SLURM) and
-    ``candidates_spawn`` (processes started from this one). Each device evaluates another candidate of a batch.
-    DDP itself refuses to wrap a module without gradients.
+    Registered as ``candidates``: a process per device, launched by Lightning, torchrun or SLURM; each evaluates
+    another candidate of a batch. DDP itself refuses to wrap a module without gradients.
     """
 
     def configure_ddp(self) -> None:
@@ -24,11 +23,8 @@ class CandidateParallelStrategy(DDPStrategy):
 
     @classmethod
     def register_strategies(cls, strategy_registry: Any) -> None:
-        """Make the strategy known to ``Trainer(strategy=...)`` under its names."""
-        for name, method in (("candidates", "popen"), ("candidates_spawn", "spawn")):
-            strategy_registry.register(
-                name, cls, description=f"one candidate per device, started by {method}", start_method=method
-            )
+        """Make the strategy known to ``Trainer(strategy="candidates")``."""
+        strategy_registry.register("candidates", cls, description="one candidate per device")
 
 
 if "candidates" not in StrategyRegistry:

@@ -103,19 +103,22 @@ class Study:
             RecipeError: With all faults that were found.
         """
         faults: list[str] = []
-        checked = [self.fitness, *filter(None, [self.benchmark.fitness])]
-        for fitness in checked:
-            with _collect(faults):
+        checked = {"fitness": self.fitness}
+        if self.benchmark.fitness is not None:
+            checked["benchmark"] = self.benchmark.fitness
+        for section, fitness in checked.items():
+            with _collect(faults, section):
                 fitness.check()
-        with _collect(faults):
+        with _collect(faults, "family"):
             self.family.prepare()
-            self.space.setup(self.family.layout)
+            with _collect(faults, "search_space"):
+                self.space.setup(self.family.layout)
         if faults:
             raise RecipeError(faults)
         engine = self._engine(device)
         with step("Tasks and texts compiled"):
-            for fitness in checked:
-                with _collect(faults):
+            for section, fitness in checked.items():
+                with _collect(faults, section):
                     fitness.setup(engine)
         if faults:
             raise RecipeError(faults)
@@ -136,10 +139,10 @@ class Study:
 
 
 @contextmanager
-def _collect(faults: list[str]) -> Iterator[None]:
+def _collect(faults: list[str], section: str) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        faults.extend(error.faults)
+        faults.extend(f"{section}: {fault}" for fault in error.faults)
     except TailorError as error:
-        faults.append(str(error))
+        faults.append(f"{section}: {error}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from tailorlib.console import console, say, step
@@ -48,8 +48,11 @@ class TailorTrainer(Trainer):
             model: The search.
             resume: A run folder to continue; without --config its own recipe is used.
         """
+        if resume is None and model.study.settings.existing == "refuse":
+            _refuse_occupied(model.study)
+        model.prepare(self.strategy.root_device)
         if resume is None:
-            _make_room(model.study)
+            _archive(model.study)
         self.fit(model)
         if model.stopped:
             say(f"[yellow]![/] The search ended early: {model.stopped}.")
@@ -191,13 +194,15 @@ def _choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailor
 
 
 @rank_zero_only
-def _make_room(study: Study) -> None:
-    if not (study.directory / FILE_NAME).exists():
-        return
-    if study.settings.existing == "refuse":
+def _refuse_occupied(study: Study) -> None:
+    if (study.directory / FILE_NAME).exists():
         refuse_occupied(study.directory)
-    kept = archive(study.directory)
-    say(f"[green]✓[/] The earlier study was moved to {kept}")
+
+
+@rank_zero_only
+def _archive(study: Study) -> None:
+    if (study.directory / FILE_NAME).exists():
+        say(f"[green]✓[/] The earlier study was moved to {archive(study.directory)}")
 
 
 def _plan_table(study: Study) -> Table:
