@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -85,14 +86,17 @@ class Engine:
         packing: Whether shared prefixes may be computed once.
     """
 
+    TOKENS_PER_BATCH: ClassVar[int] = 4096
+    ROW_TOKENS: ClassVar[int] = 256
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         device: torch.device,
         max_length: int,
-        tokens_per_batch: int = 4096,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
         *,
-        row_tokens: int = 256,
+        row_tokens: int = ROW_TOKENS,
         packing: bool = True,
     ) -> None:
         if min(max_length, tokens_per_batch, row_tokens) < 1:

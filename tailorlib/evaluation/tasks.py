@@ -32,17 +32,7 @@ def load_tasks(
     Raises:
         DataError: If a task is unknown, its data can't be loaded, or it needs generated text.
     """
-    from lm_eval.tasks import TaskManager
-
-    if not names:
-        raise DataError("At least one lm-eval task is named, got none.")
-    if include_path is not None and not Path(include_path).is_dir():
-        raise DataError(f"include_path is a folder with task files; there is no folder {include_path!r}.")
-    manager = TaskManager(include_path=include_path)
-    unknown = [name for name in names if name not in manager.task_index and not Path(name).is_file()]
-    if unknown:
-        name = unknown[0]
-        raise DataError(f"lm-eval has no task called {name!r}.{_hint(name, manager.all_tasks)}")
+    manager = find_tasks(names, include_path)
     try:
         with _relative_data_files():
             loaded: dict[str, Any] = manager.load(list(names))
@@ -66,6 +56,33 @@ def load_tasks(
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=fewshot_seed)
     return loaded
+
+
+def find_tasks(names: Sequence[str], include_path: str | None) -> Any:
+    """Return a ``TaskManager`` that knows tasks of these names.
+
+    lm-eval's own tasks are thousands of files, which take seconds to index: they are left out if the user's
+    folder defines all that is asked for.
+
+    Raises:
+        DataError: If a task is unknown, or ``include_path`` is no folder.
+    """
+    from lm_eval.tasks import TaskManager
+
+    if not names:
+        raise DataError("At least one lm-eval task is named, got none.")
+    if include_path is not None:
+        if not Path(include_path).is_dir():
+            raise DataError(f"include_path is a folder with task files; there is no folder {include_path!r}.")
+        own = TaskManager(include_path=include_path, include_defaults=False)
+        if set(names) <= set(own.all_subtasks):
+            return own
+    manager = TaskManager(include_path=include_path)
+    unknown = [name for name in names if name not in manager.task_index and not Path(name).is_file()]
+    if unknown:
+        name = unknown[0]
+        raise DataError(f"lm-eval has no task called {name!r}.{_hint(name, manager.all_tasks)}")
+    return manager
 
 
 def _hint(name: str, known: Sequence[str]) -> str:

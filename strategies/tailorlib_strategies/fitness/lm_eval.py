@@ -67,6 +67,18 @@ class LMEval(Fitness):
         """Number of tokens that one evaluation runs through the model."""
         return self._compiled.tokens if hasattr(self, "_compiled") else 0
 
+    def check(self) -> None:
+        """Look the tasks up; their data is not loaded.
+
+        Raises:
+            DataError: If a task is unknown, or ``include_path`` is no folder.
+        """
+        from tailorlib.evaluation.requests import quiet_lm_eval
+        from tailorlib.evaluation.tasks import find_tasks
+
+        with quiet_lm_eval():
+            find_tasks(self.names, self.include_path)
+
     def _setup(self, engine: Engine) -> None:
         from tailorlib.evaluation.requests import TaskRequests
 
