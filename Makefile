@@ -49,7 +49,7 @@ docs: $(DOCS_INSTALLED) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 constraints: ## Resolve all dependencies anew and write constraints.txt (TORCH=2.13.0)
-	@$(MAKE) --no-print-directory check-python
+	@$(CHECK_PYTHON)
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install -qq --upgrade pip
 	build/constraints/bin/python -m pip install -qq -e '.[dev,docs,wandb,quantization]' torch==$(TORCH)
@@ -64,16 +64,16 @@ clean: ## Remove caches and builds; .venv and runs/ stay
 distclean: clean ## Remove .venv, too
 	rm -rf $(VENV)
 
-.PHONY: check-python
-check-python:
-	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(MINIMUM)' >/dev/null 2>&1; then \
-		echo "tailorlib needs Python 3.11 or newer, got '$(or $(PYTHON),none)'." >&2; \
-		echo "Install one, or name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.11" >&2; \
-		exit 1; \
-	fi
+define CHECK_PYTHON
+if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c '$(MINIMUM)' >/dev/null 2>&1; then \
+	echo "tailorlib needs Python 3.11 or newer, got '$(or $(PYTHON),none)'." >&2; \
+	echo "Install one, or name it: make $(or $(MAKECMDGOALS),venv) PYTHON=/path/to/python3.11" >&2; \
+	exit 1; \
+fi
+endef
 
 $(BIN)/python:
-	@$(MAKE) --no-print-directory check-python
+	@$(CHECK_PYTHON)
 	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON) -m venv' failed (see above). On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
