@@ -45,7 +45,7 @@ def test_every_built_in_plugin_can_be_imported_and_is_of_its_kind(kind: Registry
 
 
 def test_an_unknown_name_suggests_the_close_one() -> None:
-    with pytest.raises(PluginError, match=r"no Operation called 'TaskArithmetics'\. Did you mean 'TaskArithmetic'"):
+    with pytest.raises(PluginError, match=r"called 'TaskArithmetics'\. Did you mean 'TaskArithmetic'"):
         OPERATIONS.get("TaskArithmetics")
 
 

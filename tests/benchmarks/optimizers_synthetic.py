@@ -76,7 +76,7 @@ class Landscape:
             loss += -(self.gain[i] * w).sum() * 2 + 0.006 * w.sum() ** 2 - 0.006 * w.sum()
         return loss + 0.003 * sum(np.abs(a - b).sum() for a, b in pairwise(weights))
 
-    def measured(self, tailoring: Tailoring, sigma: float = 0.004) -> float:
+    def measured(self, tailoring: Tailoring, sigma: float) -> float:
         """The loss with the noise of a finite sample, the same for the same candidate."""
         return self.loss(tailoring) + sigma * numpy_generator(self.seed, tailoring.digest).standard_normal()
 
@@ -118,7 +118,7 @@ class NevergradOnFixedPlaces(Nevergrad):
         self._encoding = FixedPlaces(space, self.rng)
 
 
-def run(make: Callable[[], Optimizer], seed: int, trials: int) -> tuple[float, float, float]:
+def run(make: Callable[[], Optimizer], seed: int, trials: int, noise: float) -> tuple[float, float, float]:
     """Return start, found (noise-free), and how many layers a child differs from the incumbent on average."""
     landscape = Landscape(seed)
     space = PruningSpace(LayerRemoval(count=R), merges=[TaskArithmetic(), TIES()])
@@ -126,7 +126,7 @@ def run(make: Callable[[], Optimizer], seed: int, trials: int) -> tuple[float, f
     optimizer = make()
     optimizer.setup(space, seed)
     start = landscape.start()
-    told = [Trial(0, space.encode(start), start, "complete", -landscape.measured(start))]
+    told = [Trial(0, space.encode(start), start, "complete", -landscape.measured(start, noise))]
     optimizer.tell(told[0])
     changed = []
     for number in range(1, trials):
@@ -134,7 +134,7 @@ def run(make: Callable[[], Optimizer], seed: int, trials: int) -> tuple[float, f
         tailoring = space.decode(params)
         best = incumbent(told)
         changed.append(len(set(tailoring.layers) ^ set(best.tailoring.layers)) / 2)
-        told.append(Trial(number, params, tailoring, "complete", -landscape.measured(tailoring)))
+        told.append(Trial(number, params, tailoring, "complete", -landscape.measured(tailoring, noise)))
         optimizer.tell(told[-1])
     return landscape.loss(start), landscape.loss(incumbent(told).tailoring), float(np.median(changed))
 
@@ -161,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=48)
+    parser.add_argument("--noise", type=float, default=0.004, help="standard deviation of a measured loss")
     parser.add_argument("--names", nargs="*", default=list(NAMES))
     arguments = parser.parse_args()
     makes: dict[str, Callable[[], Optimizer]] = {"(hill climbing)": HillClimbing, "(random)": RandomSearch}
@@ -168,20 +169,26 @@ def main() -> None:
     makes |= {"(DiscreteOnePlusOne, repeats allowed)": lambda: Nevergrad("DiscreteOnePlusOne", retries=0)}
     makes |= {n: lambda n=n: Nevergrad(n, budget=arguments.trials) for n in arguments.names}
     print(f"{arguments.seeds} seeds, {arguments.trials} trials; gain over the start in nats, higher is better")
-    print(f"{'optimizer':42} {'mean':>7} {'sd':>7} {'min':>7} {'max':>7} {'layers/child':>12} {'s/trial':>8}")
+    print(
+        f"{'optimizer':42} {'mean':>7} {'sd':>7} {'min':>7} {'max':>7} {'layers/child':>12} {'s/trial':>8}"
+        f" {'paired difference to the yardstick':>34}"
+    )
+    yardstick: np.ndarray | None = None
     for name, make in makes.items():
         began = time.perf_counter()
         try:
-            results = [run(make, seed, arguments.trials) for seed in range(arguments.seeds)]
+            results = [run(make, seed, arguments.trials, arguments.noise) for seed in range(arguments.seeds)]
         except Exception as error:
             print(f"{name:42} {type(error).__name__}: {error}")
             continue
         seconds = (time.perf_counter() - began) / arguments.seeds / arguments.trials
         gains = np.array([start - found for start, found, _ in results])
         changed = np.mean([c for _, _, c in results])
+        yardstick = gains if yardstick is None else yardstick
+        error = (gains - yardstick).std(ddof=1) / len(gains) ** 0.5
         print(
             f"{name:42} {gains.mean():7.4f} {gains.std(ddof=1):7.4f} {gains.min():7.4f} {gains.max():7.4f} "
-            f"{changed:12.1f} {seconds:8.3f}",
+            f"{changed:12.1f} {seconds:8.3f} {(gains - yardstick).mean():24.4f} ± {error:.4f}",
             flush=True,
         )
 

@@ -74,10 +74,13 @@ def test_a_warm_start_is_where_the_search_goes_on() -> None:
     start = space.sample(numpy_generator("start"))
     optimizer.tell(_trial(space, start, 0, loss=0.0))
     plans = set(space.decode(start).layers)
-    for number in range(1, 10):
+    shared = []
+    for number in range(1, 20):
         child = optimizer.ask()
-        assert len(plans ^ set(space.decode(child).layers)) <= 8, "a child differs from its parent in few layers"
+        shared.append(len(plans & set(space.decode(child).layers)))
         optimizer.tell(_trial(space, child, number, loss=1.0))
+    assert min(shared) >= 6, "even a bold child keeps layers of the start"
+    assert np.median(shared[10:]) >= 13, "later children differ in few of its 18 layers"
 
 
 def test_known_candidates_are_not_proposed_again() -> None:
