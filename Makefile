@@ -32,7 +32,7 @@ test: $(INSTALLED) ## Run the tests, offline
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED) ## Run the tests that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: there is none
 
 lint: $(INSTALLED) ## Check style and formatting with ruff
 	$(BIN)/ruff check .
