@@ -52,6 +52,10 @@ class Architecture:
         """Return a tensor's name in checkpoint files, given its name in the model."""
         return re.sub(rf"^{re.escape(self.head)}\.", f"{self.stored_head}.", name)
 
+    def ignores(self, name: str) -> bool:
+        """Say whether a tensor of a checkpoint is of no use: obsolete, or a head (which may be tied)."""
+        return name.startswith(f"{self.stored_head}.") or re.search(rf"\.({self.obsolete})$", name) is not None
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row

@@ -71,10 +71,10 @@ class Assembly:
             ModelError: If it doesn't merge.
         """
         if name not in self._operations:  # looking through the entry points of all packages takes a while
-            operation = OPERATIONS.get(name)()
-            if not isinstance(operation, MergeOperation):
+            operation = OPERATIONS.get(name)
+            if not issubclass(operation, MergeOperation):
                 raise ModelError(f"A kept layer is selected or merged; the operation {name!r} does neither.")
-            self._operations[name] = operation
+            self._operations[name] = operation()
         return self._operations[name]
 
     def layer_shapes(self, plan: LayerPlan) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:

@@ -60,6 +60,10 @@ def shape_differences(
             wrong.append(f"{stored!r} is missing")
         elif checkpoint.shape(stored) != shape:
             wrong.append(f"{stored!r} has the shape {list(checkpoint.shape(stored))} instead of {list(shape)}")
+    known = {architecture.stored_name(name) for name in names}
+    # a tensor that the base doesn't have would be lost: a bias, or the parts of a quantised weight
+    unread = [n for n in checkpoint.keys() if n not in known and not architecture.ignores(n)]  # noqa: SIM118
+    wrong += [f"{name!r} is not in the base's architecture" for name in unread]
     more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return "; ".join(wrong[:3]) + more
 

@@ -1,0 +1,122 @@
+"""Tiny families of every covered architecture, random tailorings, and fixtures that give them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tailorlib.models.architecture import layer_signature
+from tailorlib.models.family import ModelFamily
+from tailorlib.registry import OPERATIONS
+from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
+from tailorlib.testing.tiny import write_tiny_family
+
+CPU = torch.device("cpu")
+LAYERS = 6
+MERGES = ("Linear", "TIES", "DARELinear")
+CASES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama-tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", "sliding_window": 8},
+    "qwen2": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 3},
+    "qwen3": {"model_type": "qwen3"},
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    },
+    "gpt_neox": {"model_type": "gpt_neox"},
+}
+
+
+def plan(*sources: str, operation: str = "LayerSelection", base: str | None = None) -> LayerPlan:
+    """Return a plan of sources written ``model:layer``, with the operation's default hyperparameters."""
+    data: dict[str, Any] = {"sources": list(sources), "operation": operation, "base": base}
+    if operation != "LayerSelection":
+        drawn = OPERATIONS.get(operation)().distributions()
+        data["params"] = {name: distribution.default for name, distribution in drawn.items()}
+    return LayerPlan.from_dict(data)
+
+
+def random_tailoring(family: ModelFamily, seed: int) -> Tailoring:
+    """Return a tailoring that removes, selects (also layers of other depths) and merges."""
+    rng = random.Random(seed)
+    models, number = family.layout.models, family.layout.num_layers
+    plans = []
+    for i in sorted(rng.sample(range(number), number - 2)):
+        same = [j for j in range(number) if layer_signature(family.config, j) == layer_signature(family.config, i)]
+        if rng.random() < 0.5:
+            plans.append(plan(f"{rng.choice(models)}:{rng.choice(same)}"))
+        else:
+            base = LayerSource("base", i)
+            plans.append(plan(f"a:{i}", f"b:{i}", operation=rng.choice(MERGES), base=str(base)))
+    return Tailoring(
+        tuple(plans),
+        embeddings=rng.choice(models),
+        norm=rng.choice(models),
+        head=rng.choice(models),
+        seed=seed,
+    )
+
+
+def make_family(root: Path, case: str, storage: str, compute: str, **settings: Any) -> ModelFamily:
+    """Return a loaded family of a case, with the candidates ``a`` and ``b``."""
+    folder = root / f"{case}-{storage}"
+    if not folder.exists():
+        write_tiny_family(folder, num_layers=LAYERS, dtype=getattr(torch, storage), **CASES[case])
+    candidates = {name: str(folder / name) for name in "ab"}
+    family = ModelFamily(str(folder / "base"), candidates, dtype=compute, **settings)
+    family.load(CPU)
+    return family
+
+
+def tokens(batch: int = 2, length: int = 20) -> torch.Tensor:
+    """Return random token ids, longer than the sliding windows of the cases."""
+    return torch.randint(5, 250, (batch, length), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: Any) -> torch.Tensor:
+    """Return a model's logits on :func:`tokens`."""
+    with torch.inference_mode():
+        return model(tokens()).logits
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are slower with more threads, by far on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def case_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelFamily]:
+    """Return a function ``(case, storage, compute) -> loaded family``; its folders are written once."""
+    root = tmp_path_factory.mktemp("families")
+    return lambda case, storage="float32", compute="float32", **settings: make_family(
+        root, case, storage, compute, **settings
+    )
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> str:
+    """Return each covered architecture's case in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def llama(case_family: Callable[..., ModelFamily]) -> ModelFamily:
+    """Return a loaded Llama family."""
+    return case_family("llama")
+
+
+@pytest.fixture
+def folders(llama: ModelFamily) -> dict[str, Path]:
+    """Return the folders of the Llama family, not to be modified."""
+    return {name: Path(where) for name, where in llama.references.items()}

@@ -1,0 +1,83 @@
+"""Architectures: per-layer config lists follow the kept layers; what is unknown is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from model_cases import CASES, LAYERS, plan
+from transformers import AutoConfig
+
+from tailorlib.exceptions import ModelError
+from tailorlib.models.architecture import (
+    ARCHITECTURES,
+    architecture_of,
+    layer_signature,
+    layer_types,
+    slot_index,
+    tailored_config,
+)
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def config_of(model_type, **settings):
+    return AutoConfig.for_model(model_type, num_hidden_layers=LAYERS, **settings)
+
+
+def test_every_covered_architecture_has_a_case():
+    assert {case["model_type"] for case in CASES.values()} == set(ARCHITECTURES)
+
+
+def test_an_unknown_architecture_is_refused_by_name():
+    with pytest.raises(ModelError, match=r"got 'gpt2'.*write a row of tailorlib\.models\.architecture"):
+        architecture_of(config_of("gpt2"))
+
+
+def test_a_model_without_layer_types_has_full_attention():
+    assert layer_types(config_of("llama")) == (FULL,) * LAYERS
+    assert layer_signature(config_of("llama"), 0) == ()
+
+
+def test_layer_types_follow_the_kept_layers_and_not_the_pattern(tmp_path):
+    config = AutoConfig.for_model("gemma3_text", num_hidden_layers=12)
+    kept = [i for i in range(12) if i not in (2, 7)]
+    cut = tailored_config(config, kept)
+    assert cut.layer_types == [config.layer_types[i] for i in kept]
+    assert cut.layer_types != AutoConfig.for_model("gemma3_text", num_hidden_layers=10).layer_types
+    cut.save_pretrained(tmp_path)  # transformers refuses a list of another length here
+    assert AutoConfig.from_pretrained(tmp_path).layer_types == cut.layer_types
+
+
+def test_cutting_leaves_the_whole_model_s_config_alone():
+    config = config_of("gemma3_text", sliding_window_pattern=2)
+    before = json.dumps(config.to_dict(), default=str)
+    cut = tailored_config(config, [0, 1])
+    assert cut.num_hidden_layers == 2
+    assert json.dumps(config.to_dict(), default=str) == before
+
+
+def test_layers_can_be_repeated_and_reordered():
+    cut = tailored_config(config_of("gemma3_text", sliding_window_pattern=2), [1, 1, 0])
+    assert cut.layer_types == [FULL, FULL, SLIDING]
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+@pytest.mark.parametrize(("kept", "until"), [([0, 1, 4, 5], 2), ([0, 1, 2], 3), ([4, 5], 0)])
+def test_qwen_s_window_start_follows_the_kept_layers(model_type, kept, until, tmp_path):
+    config = config_of(model_type, use_sliding_window=True, sliding_window=8, max_window_layers=3)
+    cut = tailored_config(config, kept)
+    assert cut.layer_types == [config.layer_types[i] for i in kept]
+    assert cut.max_window_layers == until
+    cut.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).layer_types == cut.layer_types
+
+
+def test_a_layer_that_does_not_exist_is_refused():
+    with pytest.raises(ModelError, match=r"one of 0 to 5, got \[6\]"):
+        tailored_config(config_of("llama"), [0, 6])
+
+
+def test_a_merged_layer_stands_for_its_base_layer():
+    assert slot_index(plan("a:2", "b:3", operation="Linear")) == 2
+    assert slot_index(plan("a:2", "b:2", operation="TIES", base="base:4")) == 4
