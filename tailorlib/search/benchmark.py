@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from tailorlib.console import step
+from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError
 from tailorlib.fitness import Fitness
@@ -33,12 +34,16 @@ def run_benchmark(study: Study, engine: Engine, found: Tailoring | None) -> list
         raise EvaluationError("A final table needs 'benchmark.fitness' in the recipe, got none.")
     rows: list[BenchmarkRow] = []
     for name, tailoring, note in _entries(study, engine, found):
-        with step(f"Benchmark: {name}"):
-            row = _measure(study, fitness, name, tailoring, note)
-        if not rows:
-            row = BenchmarkRow(
-                row.name, row.parameters, fitness.set_reference(row.measurement), row.seconds, row.note
-            )
+        try:
+            with step(f"Benchmark: {name}"):
+                row = _measure(study, fitness, name, tailoring, note)
+        except Exception as error:  # a baseline that can't be built must not cost the others their rows
+            if name in (DENSE, FOUND):
+                raise
+            say(f"[yellow]![/] Benchmark: {name} failed and has no row: {error}")
+            continue
+        if name == DENSE:
+            row = replace(row, measurement=fitness.set_reference(row.measurement))
         rows.append(row)
     return rows
 
@@ -51,7 +56,8 @@ def _entries(study: Study, engine: Engine, found: Tailoring | None) -> Iterator[
         yield f"best single variant ({name})", Tailoring.whole(name, layers), "by the search's fitness"
     context = study.context(engine)
     for baseline in study.benchmark.baselines:
-        yield baseline.label, baseline.propose(context)[0], ""
+        for proposal in baseline.propose(context)[:1]:
+            yield baseline.label, proposal, ""
     if found is not None:
         yield FOUND, found, ""
 

@@ -103,7 +103,8 @@ class SearchModule(LightningModule):
         Candidates are asked for in the step itself: Lightning prefetches, and would ask before the last tell.
         """
         batches = math.ceil(self.study.settings.trials / self.study.settings.batch_size)
-        return DataLoader(range(batches), batch_size=None)  # type: ignore[arg-type]
+        private = torch.Generator()  # a loader draws a seed for its workers, even without any
+        return DataLoader(range(batches), batch_size=None, generator=private)  # type: ignore[arg-type]
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Evaluate one batch of candidates and tell the optimizer."""

@@ -48,6 +48,11 @@ class BlockInfluence(WarmStart):
         self.text, self.context_length, self.max_tokens = text, context_length, max_tokens
         self.merge_scales, self.merge = tuple(merge_scales or ()), merge
 
+    @property
+    def label(self) -> str:
+        """The method's own name, and the figure that it goes by."""
+        return "ShortGPT (block influence)"
+
     def propose(self, context: WarmStartContext) -> Sequence[Tailoring]:
         """Return the tailorings: the base's layers first, then each candidate's, then merged ones."""
         removable, number = _removal(context)

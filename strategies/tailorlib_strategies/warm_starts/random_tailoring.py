@@ -22,6 +22,11 @@ class RandomTailoring(WarmStart):
             raise RecipeError(f"RandomTailoring draws at least one tailoring, got count={count}.")
         self.count = count
 
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return "random tailoring"
+
     def propose(self, context: WarmStartContext) -> Sequence[Tailoring]:
         """Return the draws; the same ones for the same seed and space."""
         rng = numpy_generator(context.seed, "RandomTailoring")

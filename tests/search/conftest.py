@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tailorlib.testing.tiny import write_tiny_family
+
+TEXT = "The quick brown fox jumps over the lazy dog. Anna has 3 apples and buys 4 more. " * 12
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("family")
+    write_tiny_family(folder, candidates=2)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, family_folder: Path) -> dict[str, Any]:
+    """A recipe for the tiny family: 6 layers, 2 removed, 2 candidates."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    text = {"class_path": "PlainText", "init_args": {"path": str(tmp_path / "text.txt")}}
+    perplexity = {
+        "class_path": "Perplexity",
+        "init_args": {"text": text, "context_length": 64, "max_tokens": None},
+    }
+    return {
+        "family": {
+            "class_path": "ModelFamily",
+            "init_args": {
+                "base": str(family_folder / "base"),
+                "candidates": {name: str(family_folder / name) for name in "ab"},
+                "dtype": "float32",
+            },
+        },
+        "search_space": {
+            "class_path": "PruningSpace",
+            "init_args": {
+                "removal": {"class_path": "LayerRemoval", "init_args": {"count": 2}},
+                "merges": ["TaskArithmetic", "DARETIES"],
+            },
+        },
+        "optimizer": "Nevergrad",
+        "fitness": {"class_path": "WeightedMean", "init_args": {"parts": {"text": perplexity}}},
+        "warm_starts": [{"class_path": "BlockInfluence", "init_args": {"text": text, "context_length": 64}}],
+        "benchmark": {"fitness": perplexity, "baselines": ["RandomTailoring"]},
+        "study": {"directory": str(tmp_path / "run"), "trials": 8},
+        "trainer": {"accelerator": "cpu"},
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+    """Write a recipe file and return its path."""
+
+    def write(recipe: dict[str, Any], name: str = "recipe.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return str(path)
+
+    return write
