@@ -35,7 +35,7 @@ def block_influence(model: PreTrainedModel, layers: Sequence[nn.Module], compile
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
-            rows = [h.flatten(0, 1)[where[0]].float() for h in (before, after)]  # [scored, hidden] each
+            rows = [h.flatten(0, 1)[where[0]].float() for h in (before, after)]  # [pairs, hidden] each
             totals[index] += torch.cosine_similarity(rows[0], rows[1], dim=-1).sum().to("cpu", torch.float64)
 
         return hook
@@ -43,9 +43,10 @@ def block_influence(model: PreTrainedModel, layers: Sequence[nn.Module], compile
     handles = [layer.register_forward_hook(observe(i), with_kwargs=True) for i, layer in enumerate(layers)]
     try:
         for batch in compiled.plan.batches:
-            where[:] = [batch.scored]
+            where[:] = [batch.scored[batch.pair_row]]  # a prefix of several texts counts for each
             hidden_states(model, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return 1.0 - torch.stack(totals) / compiled.plan.scored_rows
+    tokens = sum(len(batch.pair_row) for batch in compiled.plan.batches)
+    return 1.0 - torch.stack(totals) / tokens

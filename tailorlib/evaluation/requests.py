@@ -15,7 +15,7 @@ import torch
 
 from tailorlib.evaluation.packing import Request
 from tailorlib.evaluation.tasks import load_tasks
-from tailorlib.exceptions import DataError
+from tailorlib.exceptions import DataError, EvaluationError
 
 if TYPE_CHECKING:
     from tailorlib.evaluation.engine import Engine, Scores
@@ -130,7 +130,11 @@ class TaskRequests:
         return tasks
 
     def evaluate(self, scores: Scores) -> TaskScores:
-        """Make lm-eval's metrics, and the probabilities, of the engine's scores of :attr:`requests`."""
+        """Make lm-eval's metrics, and the probabilities, of the engine's scores of :attr:`requests`.
+
+        Raises:
+            EvaluationError: If a task's own metric fails.
+        """
         from lm_eval import evaluator
 
         from tailorlib.evaluation.lm import Replay
@@ -143,10 +147,15 @@ class TaskRequests:
             key: (sum(log_likelihood[i] for i in found), all(greedy[i] for i in found))
             for key, found in self._of_instance.items()
         }
-        with quiet_lm_eval():
-            results = evaluator.evaluate(
-                Replay(answers), self._loaded, limit=self._limit, bootstrap_iters=0, log_samples=False
-            )
+        try:
+            with quiet_lm_eval(), _lm_eval_seeds():
+                results = evaluator.evaluate(
+                    Replay(answers), self._loaded, limit=self._limit, bootstrap_iters=0, log_samples=False
+                )
+        except Exception as error:  # metrics are the task's own code
+            raise EvaluationError(
+                f"The metrics of {', '.join(self.tasks)} can't be computed: {type(error).__name__}: {error}"
+            ) from error
         return TaskScores(
             metrics=_flatten(results["results"]),
             probability={

@@ -75,7 +75,7 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> Any:
         if not Path(include_path).is_dir():
             raise DataError(f"include_path is a folder with task files; there is no folder {include_path!r}.")
         own = TaskManager(include_path=include_path, include_defaults=False)
-        if set(names) <= set(own.all_subtasks):
+        if all(_is_complete(own, name) for name in names):
             return own
     manager = TaskManager(include_path=include_path)
     unknown = [name for name in names if name not in manager.task_index and not Path(name).is_file()]
@@ -83,6 +83,16 @@ def find_tasks(names: Sequence[str], include_path: str | None) -> Any:
         name = unknown[0]
         raise DataError(f"lm-eval has no task called {name!r}.{_hint(name, manager.all_tasks)}")
     return manager
+
+
+def _is_complete(manager: Any, name: str) -> bool:
+    """Say whether a task, or a group with all its members, is known; a tag may have members elsewhere."""
+    if name in manager.all_subtasks:
+        return True
+    if name not in manager.all_groups:
+        return False
+    members = manager.task_index[name].cfg.get("task")
+    return isinstance(members, list) and all(isinstance(m, str) and _is_complete(manager, m) for m in members)
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
