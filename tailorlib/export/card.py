@@ -112,8 +112,8 @@ def pattern_note(before: Sequence[str], after: Sequence[str]) -> str:
     full = [i for i, t in enumerate(after) if t == FULL_ATTENTION]
     return (
         f"The full-attention layers are {full}. The source's pattern, which repeats after {period} layers, "
-        "is lost: `config.json` lists the types, but a program that assumes the pattern, as llama.cpp does for some "
-        "architectures, would compute something else."
+        "is lost: `config.json` lists the types, but a program that assumes the pattern, as llama.cpp does for "
+        "some architectures, would compute something else."
     )
 
 

