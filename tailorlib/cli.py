@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=r".*Experiment logs directory .* exists and is not empty.*")
     try:
         quieten()
-        args = _expand_run(args)
+        args = _expand_run(_expand_plugins(args))
         _load_plugins(args)
         _check_files(args)
         TailorCLI(args)
@@ -184,6 +184,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
         return 2
     return 0
+
+
+def _expand_plugins(args: list[str]) -> list[str]:
+    """Let ``--plugins FILE`` add one plugin, as often as it is given; the parser alone would want a list."""
+    split = [part for a in args for part in (a.split("=", 1) if a.startswith("--plugins=") else [a])]
+    return [
+        f"--plugins+={part}" if i and split[i - 1] == "--plugins" else part
+        for i, part in enumerate(split)
+        if part != "--plugins"
+    ]
 
 
 def _expand_run(args: list[str]) -> list[str]:
@@ -219,9 +229,7 @@ def _named_plugins(args: Sequence[str]) -> Iterator[str]:
     for path in _values_of(args, "--config", "-c"):
         specs = read_recipe(path).get("plugins") or []
         yield from map(str, specs if isinstance(specs, list) else [specs])
-    for value in _values_of(args, "--plugins", "--plugins+"):
-        specs = yaml.safe_load(value) if value.startswith("[") else value
-        yield from map(str, specs if isinstance(specs, list) else [specs])
+    yield from _values_of(args, "--plugins+")
 
 
 def _check_files(args: Sequence[str]) -> None:

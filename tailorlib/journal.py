@@ -196,7 +196,8 @@ def refuse_occupied(directory: Path) -> NoReturn:
     """
     raise JournalError(
         f"A new study starts in a folder without one; {str(directory)!r} already holds a journal. Continue it "
-        f"with --resume {directory}, move it aside with --study.existing archive, or choose another --study.directory."
+        f"with --resume {directory}, move it aside with --study.existing archive, or choose another "
+        "--study.directory."
     )
 
 

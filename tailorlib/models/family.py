@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
@@ -16,7 +16,7 @@ from tailorlib.models.architecture import Architecture, architecture_of, layer_s
 from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tailorlib.models.compatibility import config_differences, shape_differences
-from tailorlib.models.precision import DTYPES, compute_dtype
+from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
 from tailorlib.models.source import ModelSource, resolve
 from tailorlib.models.stitching import Stitcher, build_skeleton
 from tailorlib.search_space import FamilyLayout
@@ -40,7 +40,7 @@ class ModelFamily:
         self,
         base: str,
         candidates: dict[str, str] | None = None,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        dtype: DtypeName = "auto",
         merge_cache_mib: int = 1024,
     ) -> None:
         self.base, self.candidates = base, dict(candidates or {})

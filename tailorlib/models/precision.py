@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import Literal, cast
 
 import torch
 
 from tailorlib.exceptions import RecipeError, did_you_mean
 
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+"""What a recipe can ask for."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _WORTH_IT = 1.3
 """How much faster than float32 bfloat16 has to be for the lost digits."""
@@ -31,6 +34,11 @@ def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     faster = gemm_seconds(torch.bfloat16, device) * _WORTH_IT <= gemm_seconds(torch.float32, device)
     return torch.bfloat16 if faster else torch.float32
+
+
+def dtype_name(dtype: torch.dtype) -> DtypeName:
+    """Return the name of a data type, as a recipe writes it."""
+    return cast(DtypeName, str(dtype).removeprefix("torch."))
 
 
 def gemm_seconds(dtype: torch.dtype, device: torch.device, *, size: int = 768, repeats: int = 5) -> float:

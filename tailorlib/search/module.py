@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import EvaluationError, PluginError, TailorError
+from tailorlib.exceptions import EvaluationError, JournalError, PluginError, TailorError
 from tailorlib.fitness import Measurement
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
+from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.search.proposer import Proposal, Proposer, Replay
 from tailorlib.search.study import Study
 from tailorlib.tailoring import BASE, Tailoring
@@ -84,8 +85,9 @@ class SearchModule(LightningModule):
         """Prepare the family, the data and the journal; measure the dense model; collect the warm starts."""
         study, device = self.study, self.trainer.strategy.root_device
         self.prepare(device)
-        with step("Model family loaded"):
-            study.family.load(device)
+        if self.resume and self.global_rank == 0:
+            self._journal = self._reopen()
+        self._load_family(device)
         recorded = self._open_journal()
         study.optimizer.setup(study.space, study.settings.seed)
         self._measure_dense()
@@ -122,8 +124,8 @@ class SearchModule(LightningModule):
             self._stop(f"the optimizer proposes nothing new after {len(self.trials)} trials")
         self._check_failures()
 
-    def teardown(self, stage: str) -> None:
-        """Close the journal."""
+    def close(self) -> None:
+        """Close the journal; once is enough, twice does no harm."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -191,25 +193,39 @@ class SearchModule(LightningModule):
 
     # -- Setup ----------------------------------------------------------------------------------------------------
 
+    def _reopen(self) -> Journal:
+        journal = Journal.open(self.study.directory)
+        if journal.recovered is not None:
+            say(
+                f"[yellow]![/] The last line of {FILE_NAME} was torn ({len(journal.recovered)} characters); it "
+                "was cut off, and its trial is run again."
+            )
+        try:
+            journal.check_identity(self.identity)
+        except JournalError:
+            journal.close()
+            raise
+        return journal
+
+    def _load_family(self, device: torch.device) -> None:
+        """Load the family in one data type on all ranks: the one that a resumed study began with."""
+        family, chosen = self.study.family, self.study.family.dtype
+        if self.global_rank == 0:
+            recorded = self._journal.header.environment if self._journal else {}
+            chosen = recorded.get("compute_dtype") or dtype_name(compute_dtype(chosen, device))
+        family.dtype = self.trainer.strategy.broadcast(chosen)
+        with step(f"Model family loaded, computing in {family.dtype}"):
+            family.load(device)
+
     def _open_journal(self) -> list[Trial]:
         trials: list[Trial] = []
-        dense: Measurement | None = None
         if self.global_rank == 0:
-            directory = self.study.directory
-            if self.resume:
-                self._journal = Journal.open(directory)
-                self._journal.check_identity(self.identity)
-                if self._journal.recovered is not None:
-                    say(
-                        f"[yellow]![/] The last line of {FILE_NAME} was torn ({len(self._journal.recovered)} "
-                        "characters); it was cut off, and its trial is run again."
-                    )
-            else:
-                self._journal = Journal.create(directory, JournalHeader(self.identity, environment()))
-                (directory / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
-            trials, dense = list(self._journal.trials), self._journal.dense
-        trials, dense = self.trainer.strategy.broadcast((trials, dense))
-        self.dense = dense
+            if self._journal is None:
+                versions = {**environment(), "compute_dtype": self.study.family.dtype}
+                self._journal = Journal.create(self.study.directory, JournalHeader(self.identity, versions))
+                (self.study.directory / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
+            trials, self.dense = list(self._journal.trials), self._journal.dense
+        trials, self.dense = self.trainer.strategy.broadcast((trials, self.dense))
         return trials
 
     def _measure_dense(self) -> None:

@@ -53,7 +53,10 @@ class TailorTrainer(Trainer):
         model.prepare(self.strategy.root_device)
         if resume is None:
             _archive(model.study)
-        self.fit(model)
+        try:
+            self.fit(model)
+        finally:
+            model.close()  # Lightning skips teardown when a trial ends the study
         if model.stopped:
             say(f"[yellow]![/] The search ended early: {model.stopped}.")
         if self.is_global_zero:
