@@ -9,13 +9,19 @@ only if ``j <= i <= last[j]``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 TokenIds = tuple[int, ...]
+
+_WORTH_SHARING = 8
+"""Length of a shared prefix below which texts are placed where they fit best."""
+_LEAST_FILL = 0.75
+"""Share of a batch's length below which a row rather opens the next batch."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,14 @@ class Plan:
 
 
 @dataclass
+class _Run:
+    """Requests, neighbours in lexicographic order, that share enough to run in one row; ``tokens`` are unique."""
+
+    requests: list[int]
+    tokens: int
+
+
+@dataclass
 class _Row:
     """A row under construction: a forest in depth-first order."""
 
@@ -140,14 +154,10 @@ def plan(
     """
     inputs = [_input_tokens(request, max_length) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: inputs[i])
-    rows = _fill_rows(requests, inputs, order, tokens_per_batch, row_tokens, packed)
-    rows.sort(key=lambda row: -len(row.tokens))
-    batches: list[Batch] = []
-    start = 0
-    while start < len(rows):
-        size = max(1, tokens_per_batch // max(1, len(rows[start].tokens)))
-        batches.append(_batch(rows[start : start + size], device))
-        start += size
+    runs = _find_runs(inputs, order, tokens_per_batch, row_tokens, packed)
+    groups = _fill_up(runs, row_tokens) if packed else [run.requests for run in runs]
+    rows = sorted((_row(group, requests, inputs) for group in groups), key=lambda row: -len(row.tokens))
+    batches = [_batch(part, device) for part in _split(rows, tokens_per_batch)]
     return Plan(
         batches=tuple(batches),
         tokens=sum(len(row.tokens) for row in rows),
@@ -168,33 +178,68 @@ def _input_tokens(request: Request, max_length: int) -> TokenIds:
     return (request.context + request.continuation)[-(max_length + 1) : -1]
 
 
-def _fill_rows(
-    requests: Sequence[Request],
-    inputs: Sequence[TokenIds],
-    order: Sequence[int],
-    tokens_per_batch: int,
-    row_tokens: int,
-    packed: bool,
-) -> list[_Row]:
-    rows: list[_Row] = []
+def _find_runs(
+    inputs: Sequence[TokenIds], order: Sequence[int], tokens_per_batch: int, row_tokens: int, packed: bool
+) -> list[_Run]:
+    runs: list[_Run] = []
     previous: TokenIds = ()
     for i in order:
         sequence = inputs[i]
-        shared = _shared_prefix(previous, sequence) if rows else 0
+        shared = _shared_prefix(previous, sequence) if runs else 0
+        added = len(sequence) - shared
         if packed:
-            fits = rows and len(rows[-1].tokens) + len(sequence) - shared <= _row_limit(
-                shared, row_tokens, tokens_per_batch
-            )
+            limit = _row_limit(shared, row_tokens, tokens_per_batch)
+            together = runs and shared >= min(_WORTH_SHARING, len(sequence)) and runs[-1].tokens + added <= limit
         else:  # a request may extend the text before it (or equal it), but never branch off
-            fits = rows and shared == len(previous)
-        if not fits:
-            rows.append(_Row())
-            shared = 0
-        row = rows[-1]
-        row.add(sequence, shared)
-        row.score(i, len(sequence), requests[i].continuation)
+            together = runs and shared == len(previous)
+        if together:
+            runs[-1].requests.append(i)
+            runs[-1].tokens += added
+        else:
+            runs.append(_Run([i], len(sequence)))
         previous = sequence
-    return rows
+    return runs
+
+
+def _fill_up(runs: Sequence[_Run], row_tokens: int) -> list[list[int]]:
+    """Put short runs together in rows of about one length (best fit, longest first): then little is padded."""
+    groups: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, group), ascending
+    for run in sorted(runs, key=lambda run: -run.tokens):
+        at = bisect_left(room, (run.tokens, -1))
+        if at < len(room):
+            free, group = room.pop(at)
+            groups[group] += run.requests
+        else:
+            free, group = row_tokens, len(groups)
+            groups.append(list(run.requests))
+        if free > run.tokens:
+            insort(room, (free - run.tokens, group))
+    return groups
+
+
+def _row(group: Sequence[int], requests: Sequence[Request], inputs: Sequence[TokenIds]) -> _Row:
+    row = _Row()
+    previous: TokenIds = ()
+    for i in group:
+        row.add(inputs[i], _shared_prefix(previous, inputs[i]))
+        row.score(i, len(inputs[i]), requests[i].continuation)
+        previous = inputs[i]
+    return row
+
+
+def _split(rows: Sequence[_Row], tokens_per_batch: int) -> Iterator[Sequence[_Row]]:
+    """Cut rows, longest first, into batches; a large enough one ends where the next row would pad a lot."""
+    start = 0
+    for stop in range(1, len(rows) + 1):
+        longest = len(rows[start].tokens)
+        if stop < len(rows):
+            full = (stop - start + 1) * longest > tokens_per_batch
+            enough = 4 * (stop - start) * longest >= tokens_per_batch
+            if not full and not (enough and len(rows[stop].tokens) < _LEAST_FILL * longest):
+                continue
+        yield rows[start:stop]
+        start = stop
 
 
 def _row_limit(shared: int, row_tokens: int, tokens_per_batch: int) -> int:
