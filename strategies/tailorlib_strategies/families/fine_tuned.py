@@ -1,0 +1,95 @@
+"""FineTunedFamily: a base model, and variants that are fine-tuned from it when they are first needed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.table import Table
+
+from tailorlib.console import say
+from tailorlib.exceptions import ModelError
+from tailorlib.models.adapter import CONFIG, WEIGHTS
+from tailorlib.models.cache import build_once, cache_root
+from tailorlib.models.family import ModelFamily
+from tailorlib.models.precision import compute_dtype
+from tailorlib.models.source import resolve, sha256_of
+from tailorlib_strategies.families.fine_tuning import REPORT, FineTuning, FineTuningReport
+
+
+class FineTunedFamily(ModelFamily):
+    """A base model and variants that short trainings make of it, each once: they are kept in the cache.
+
+    Args:
+        base: The base model: a folder, a hub id, a .gguf file, or 'package:NAME/FILE.gguf'.
+        variants: How each variant is made, by the name it gets in a study.
+        dtype: Data type to train and evaluate in; 'auto' measures which one the device computes fastest in.
+        merge_cache_mib: Memory for merged layers that are kept between candidates, in MiB.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        variants: dict[str, FineTuning],
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        merge_cache_mib: int = 1024,
+    ) -> None:
+        super().__init__(base, {}, dtype, merge_cache_mib)
+        self.variants = dict(variants)
+        self.reports: dict[str, FineTuningReport] = {}
+        """What came of each fine-tuning, after :meth:`prepare`."""
+
+    def _sources(self) -> tuple[str, dict[str, str]]:
+        source = resolve(self.base)
+        if source.is_adapter:
+            return self.base, {}  # the family refuses it
+        content = _content(source.folder)
+        folders = {}
+        for name, fine_tuning in self.variants.items():
+            folders[name] = self._variant(source.folder, content, name, fine_tuning)
+            self.reports[name] = FineTuningReport.read(folders[name])
+        if self.reports:
+            say(comparison_table(self.reports))
+        return self.base, {name: str(folder) for name, folder in folders.items()}
+
+    def _variant(self, base: Path, content: str, name: str, fine_tuning: FineTuning) -> Path:
+        """Return the folder of a variant's adapter, trained now if it is not in the cache."""
+
+        def build(target: Path) -> None:
+            from tailorlib_strategies.families.training import fine_tune  # Lightning and PEFT load for seconds
+
+            fine_tune(base, fine_tuning, target, name, self._training_dtype())
+
+        return build_once(cache_root() / "adapters" / fine_tuning.digest(content), build, valid=_is_whole)
+
+    def _training_dtype(self) -> torch.dtype:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = compute_dtype(self.dtype, device)
+        # float16 gradients would need scaling: rather train slower
+        return torch.float32 if found == torch.float16 else found
+
+
+def comparison_table(reports: dict[str, FineTuningReport]) -> Table:
+    """Return a table of the variants against their base, each on the held-out text of its own domain."""
+    table = Table("variant", title="Perplexity on held-out text")
+    for column in ("tokens", "trained in", "base", "variant"):
+        table.add_column(column, justify="right")
+    for name, report in reports.items():
+        perplexities = (f"{report.base_perplexity:.2f}", f"{report.perplexity:.2f}")
+        table.add_row(name, f"{report.tokens:,}", f"{report.seconds:.0f} s", *perplexities)
+    return table
+
+
+def _content(folder: Path) -> str:
+    """Return a digest of a model's weights."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"The base model {str(folder)!r} has no .safetensors file. Save it again as safetensors.")
+    digests = "\n".join(f"{file.name} {sha256_of(file)}" for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (CONFIG, WEIGHTS, REPORT))
