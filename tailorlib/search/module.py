@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError, TailorError
 from tailorlib.fitness import Measurement
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
-from tailorlib.models.precision import compute_dtype, dtype_name
+from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
 from tailorlib.search.proposer import Proposal, Proposer, Replay
 from tailorlib.search.study import Study
 from tailorlib.tailoring import BASE, Tailoring
@@ -212,7 +212,8 @@ class SearchModule(LightningModule):
         family, chosen = self.study.family, self.study.family.dtype
         if self.global_rank == 0:
             recorded = self._journal.header.environment if self._journal else {}
-            chosen = recorded.get("compute_dtype") or dtype_name(compute_dtype(chosen, device))
+            measured = dtype_name(compute_dtype(chosen, device))
+            chosen = cast(DtypeName, recorded.get("compute_dtype", measured))
         family.dtype = self.trainer.strategy.broadcast(chosen)
         with step(f"Model family loaded, computing in {family.dtype}"):
             family.load(device)
