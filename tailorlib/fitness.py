@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tailorlib.exceptions import EvaluationError, PluginError
+from tailorlib.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,3 +103,6 @@ class Fitness(ABC):
     @abstractmethod
     def _evaluate(self, model: PreTrainedModel) -> Measurement:
         """Score the model."""
+
+
+FITNESS: Registry[Fitness] = Registry(Fitness, "tailorlib.fitness")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tailorlib.distributions import Distribution, Params
 from tailorlib.exceptions import PluginError
+from tailorlib.registry import Registry
 
 
 class Operation(ABC):
@@ -135,3 +136,6 @@ class MergeOperation(Operation):
             raise PluginError(
                 f"{self.name} takes the hyperparameters {sorted(declared)}, got {sorted(params)} at {where}."
             )
+
+
+OPERATIONS: Registry[Operation] = Registry(Operation, "tailorlib.operations")

@@ -19,6 +19,7 @@ import numpy as np
 
 from tailorlib.distributions import Params
 from tailorlib.exceptions import PluginError
+from tailorlib.registry import Registry
 from tailorlib.search_space import SearchSpace
 from tailorlib.seeding import numpy_generator
 from tailorlib.trial import Trial
@@ -77,3 +78,6 @@ class Optimizer(ABC):
 
     def _tell(self, trial: Trial) -> None:
         """Learn from a trial; nothing by default."""
+
+
+OPTIMIZERS: Registry[Optimizer] = Registry(Optimizer, "tailorlib.optimizers")

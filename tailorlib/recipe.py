@@ -13,15 +13,16 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from tailorlib.exceptions import PluginError, RecipeError, did_you_mean
-from tailorlib.fitness import Fitness
-from tailorlib.models.family import ModelFamily
-from tailorlib.optimizer import Optimizer
-from tailorlib.registry import FITNESS, OPERATIONS, OPTIMIZERS, SEARCH_SPACES, TEXTS, WARM_STARTS, Registry
+from tailorlib.fitness import FITNESS, Fitness
+from tailorlib.models.family import FAMILIES, ModelFamily
+from tailorlib.operation import OPERATIONS
+from tailorlib.optimizer import OPTIMIZERS, Optimizer
+from tailorlib.registry import Registry
 from tailorlib.search.study import Benchmark, StudySettings
-from tailorlib.search_space import SearchSpace
-from tailorlib.warm_start import WarmStart
+from tailorlib.search_space import SEARCH_SPACES, SearchSpace
+from tailorlib.text import TEXTS
+from tailorlib.warm_start import WARM_STARTS, WarmStart
 
-FAMILIES: Registry[ModelFamily] = Registry(ModelFamily, "tailorlib.families")
 REGISTRIES: tuple[Registry[Any], ...] = (
     OPERATIONS,
     OPTIMIZERS,

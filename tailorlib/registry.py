@@ -1,4 +1,7 @@
-"""Registries of plugins, filled from entry points and from files that the user names."""
+"""Registries of plugins, filled from entry points and from files that the user names.
+
+Each extension point keeps its registry beside its base class: ``tailorlib.operation.OPERATIONS`` and so on.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,6 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from tailorlib.exceptions import PluginError, did_you_mean
-from tailorlib.fitness import Fitness
-from tailorlib.operation import Operation
-from tailorlib.optimizer import Optimizer
-from tailorlib.search_space import SearchSpace
-from tailorlib.text import TextSource
-from tailorlib.warm_start import WarmStart
 
 T = TypeVar("T")
 
@@ -35,6 +32,7 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: type[T], group: str) -> None:
         self.kind, self.group = kind, group
+        self._installed: dict[str, EntryPoint] | None = None
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all known plugins, sorted."""
@@ -61,6 +59,11 @@ class Registry(Generic[T]):
         return {name: self.get(name) for name in self.names()}
 
     def _entries(self) -> dict[str, EntryPoint]:
+        if self._installed is None:  # reading the metadata of every installed package takes its time
+            self._installed = self._find_entries()
+        return self._installed
+
+    def _find_entries(self) -> dict[str, EntryPoint]:
         found: dict[str, EntryPoint] = {}
         for entry in entry_points(group=self.group):
             if entry.name in found and found[entry.name].value != entry.value:
@@ -143,11 +146,3 @@ def load_plugin(spec: str) -> None:
 
 def _subclasses(cls: type[T]) -> list[type[T]]:
     return [s for c in cls.__subclasses__() for s in (c, *_subclasses(c))]
-
-
-OPERATIONS: Registry[Operation] = Registry(Operation, "tailorlib.operations")
-OPTIMIZERS: Registry[Optimizer] = Registry(Optimizer, "tailorlib.optimizers")
-SEARCH_SPACES: Registry[SearchSpace] = Registry(SearchSpace, "tailorlib.search_spaces")
-WARM_STARTS: Registry[WarmStart] = Registry(WarmStart, "tailorlib.warm_starts")
-FITNESS: Registry[Fitness] = Registry(Fitness, "tailorlib.fitness")
-TEXTS: Registry[TextSource] = Registry(TextSource, "tailorlib.texts")

@@ -10,6 +10,7 @@ import numpy as np
 
 from tailorlib.distributions import Distribution, Params
 from tailorlib.exceptions import PluginError, RecipeError
+from tailorlib.registry import Registry
 from tailorlib.tailoring import BASE, Tailoring
 
 
@@ -128,3 +129,6 @@ class SearchSpace(ABC):
         ]
         if faults:
             raise PluginError(f"An assignment lies in its search space; got {'; '.join(faults[:5])}.")
+
+
+SEARCH_SPACES: Registry[SearchSpace] = Registry(SearchSpace, "tailorlib.search_spaces")

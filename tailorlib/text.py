@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from tailorlib.registry import Registry
+
 
 class TextSource(ABC):
     """A fixed, ordered list of documents: the same on every call."""
@@ -16,3 +18,6 @@ class TextSource(ABC):
         Raises:
             DataError: If there are none, or they can't be read.
         """
+
+
+TEXTS: Registry[TextSource] = Registry(TextSource, "tailorlib.texts")

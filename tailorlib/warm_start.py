@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tailorlib.registry import Registry
 from tailorlib.tailoring import Tailoring
 
 if TYPE_CHECKING:
@@ -47,3 +48,6 @@ class WarmStart(ABC):
     @abstractmethod
     def propose(self, context: WarmStartContext) -> Sequence[Tailoring]:
         """Return tailorings, the best guess first."""
+
+
+WARM_STARTS: Registry[WarmStart] = Registry(WarmStart, "tailorlib.warm_starts")

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tailorlib import MergeOperation, Operation, registry
+from tailorlib import Fitness, MergeOperation, Operation, registry
 from tailorlib.exceptions import PluginError
-from tailorlib.registry import FITNESS, OPERATIONS, OPTIMIZERS, SEARCH_SPACES, Registry, load_plugin
+from tailorlib.fitness import FITNESS
+from tailorlib.operation import OPERATIONS
+from tailorlib.optimizer import OPTIMIZERS
+from tailorlib.registry import Registry, load_plugin
+from tailorlib.search_space import SEARCH_SPACES
 
 MIDPOINT = """
 from tailorlib import MergeOperation
@@ -137,18 +141,18 @@ def test_a_broken_entry_point_is_named(
     broken = EntryPoint(*entry, group=FITNESS.group)
     monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
     with pytest.raises(PluginError, match=message):
-        FITNESS.get(entry[0])
+        Registry(Fitness, FITNESS.group).get(entry[0])
 
 
 def test_an_entry_point_has_the_name_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
     alias = EntryPoint("Ties", "tailorlib_strategies.operations:TIES", OPERATIONS.group)
     monkeypatch.setattr(registry, "entry_points", lambda group: [alias])
     with pytest.raises(PluginError, match="one name"):
-        OPERATIONS.get("Ties")
+        Registry(Operation, OPERATIONS.group).get("Ties")
 
 
 def test_two_packages_that_claim_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     claims = [EntryPoint("TIES", f"package_{i}:TIES", OPERATIONS.group) for i in "ab"]
     monkeypatch.setattr(registry, "entry_points", lambda group: claims)
     with pytest.raises(PluginError, match="package_a:TIES and package_b:TIES"):
-        OPERATIONS.names()
+        Registry(Operation, OPERATIONS.group).names()

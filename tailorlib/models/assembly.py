@@ -14,8 +14,7 @@ from torch import Tensor
 from tailorlib.exceptions import ModelError
 from tailorlib.models.architecture import Architecture
 from tailorlib.models.checkpoint import Checkpoint
-from tailorlib.operation import MergeOperation
-from tailorlib.registry import OPERATIONS
+from tailorlib.operation import OPERATIONS, MergeOperation
 from tailorlib.seeding import torch_generator
 from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring
 

@@ -19,6 +19,7 @@ from tailorlib.models.compatibility import config_differences, shape_differences
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
 from tailorlib.models.source import ModelSource, resolve
 from tailorlib.models.stitching import Stitcher, build_skeleton
+from tailorlib.registry import Registry
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import BASE, LayerPlan, Tailoring
 
@@ -296,3 +297,6 @@ def load_config(source: ModelSource) -> Any:
         return AutoConfig.from_pretrained(source.folder)
     except Exception as error:  # transformers raises many kinds for a config that it can't read
         raise ModelError(f"The config of {str(source.folder)!r} can't be read: {error}") from error
+
+
+FAMILIES: Registry[ModelFamily] = Registry(ModelFamily, "tailorlib.families")

@@ -9,7 +9,9 @@ from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
 from tailorlib_strategies.search_spaces import PruningSpace
 
 from tailorlib import MergeOperation, Operation, Optimizer, SearchSpace
-from tailorlib.registry import OPERATIONS, OPTIMIZERS, SEARCH_SPACES
+from tailorlib.operation import OPERATIONS
+from tailorlib.optimizer import OPTIMIZERS
+from tailorlib.search_space import SEARCH_SPACES
 from tailorlib.testing.contracts import LAYOUT, check_merge_operation, check_optimizer, check_search_space
 
 OPERATION_CLASSES = OPERATIONS.load_all()

@@ -17,8 +17,10 @@ from tailorlib_strategies.search_spaces import PruningSpace
 from tailorlib import FamilyLayout, MergeOperation, Optimizer, Params, SearchSpace, Trial
 from tailorlib.cli import main
 from tailorlib.journal import read_trials
+from tailorlib.operation import OPERATIONS
+from tailorlib.optimizer import OPTIMIZERS
 from tailorlib.recipe import check_recipe, read_recipe
-from tailorlib.registry import OPERATIONS, OPTIMIZERS, load_plugin
+from tailorlib.registry import load_plugin
 from tailorlib.testing.tiny import write_tiny_family
 
 DOCS = Path(__file__).parents[2] / "docs"

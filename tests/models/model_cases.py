@@ -12,7 +12,7 @@ import torch
 
 from tailorlib.models.architecture import layer_signature
 from tailorlib.models.family import ModelFamily
-from tailorlib.registry import OPERATIONS
+from tailorlib.operation import OPERATIONS
 from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
 from tailorlib.testing.tiny import write_tiny_family
 

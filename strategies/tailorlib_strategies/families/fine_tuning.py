@@ -41,7 +41,7 @@ class FineTuning:
     rank: int = 16
     learning_rate: float = 1e-3
     context_length: int = 256
-    batch_size: int = 4
+    batch_size: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,7 +1,4 @@
-"""Templates of arithmetic word problems: data only.
-
-In a template ``{who}``, ``{friend}`` stand for names, ``{things}`` for objects; other fields are numbers.
-"""
+"""Templates of arithmetic word problems: ``{who}``, ``{friend}``, ``{things}`` are words, other fields numbers."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from tailorlib.distributions import Subset
 from tailorlib.evaluation.hidden_states import block_influence
 from tailorlib.evaluation.text import windows
 from tailorlib.exceptions import RecipeError, TailorError
-from tailorlib.operation import MergeOperation
-from tailorlib.registry import OPERATIONS
+from tailorlib.operation import OPERATIONS, MergeOperation
 from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring
 from tailorlib.text import TextSource
 from tailorlib.warm_start import WarmStart, WarmStartContext

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from tailorlib_strategies.families import FineTunedFamily, FineTuning, FineTuningReport, training
 from tailorlib_strategies.families.fine_tuning import REPORT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailorlib.exceptions import DataError, ModelError, RecipeError
+from tailorlib.models.family import ModelFamily
 from tailorlib.models.source import sha256_of
 from tailorlib.testing.tiny import write_tiny_model
 from tailorlib.text import TextSource
@@ -166,6 +168,21 @@ def test_all_faults_of_the_settings_are_named_at_once() -> None:
 def test_too_little_text_is_refused(base: Path) -> None:
     with pytest.raises(DataError, match="needs a row of 200 tokens"):
         _family(base, held_out=Words(5, 2), text=Words(0, 3), context_length=200).prepare()
+
+
+def test_a_recipe_describes_it_in_plain_yaml() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--family", type=ModelFamily)
+    text = {"class_path": "tailorlib_strategies.texts.PydocTopics", "init_args": {"split": "train"}}
+    settings = {"base": "somewhere", "variants": {"prose": {"text": text, "tokens": 5000}}}
+    family = parser.instantiate(
+        parser.parse_object(
+            {"family": {"class_path": "tailorlib_strategies.families.FineTunedFamily", "init_args": settings}}
+        )
+    ).family
+    assert isinstance(family.variants["prose"], FineTuning)
+    assert family.variants["prose"].tokens == 5000
+    assert family.variants["prose"].text.split == "train"
 
 
 def _never(*_: Any) -> None:
