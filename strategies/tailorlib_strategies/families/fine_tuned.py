@@ -60,6 +60,7 @@ class FineTunedFamily(ModelFamily):
         def build(target: Path) -> None:
             from tailorlib_strategies.families.training import fine_tune  # Lightning and PEFT load for seconds
 
+            say(f"Fine-tuning {name} on {fine_tuning.tokens:,} tokens; it is kept in the cache")
             fine_tune(base, fine_tuning, target, name, self._training_dtype())
 
         return build_once(cache_root() / "adapters" / fine_tuning.digest(content), build, valid=_is_whole)
