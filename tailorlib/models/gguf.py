@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tailorlib.console import say
 from tailorlib.exceptions import ModelError
 from tailorlib.models.cache import build_once, cache_root
 
@@ -33,9 +36,11 @@ def converted(file: Path, digest: str) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    say(f"Converting {file.name}, once: the result is kept in the cache")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        with redirect_stderr(io.StringIO()):  # transformers draws bars that nothing else turns off
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except Exception as error:  # transformers and gguf raise many kinds for a file that they can't read
         raise ModelError(
             f"The GGUF file {str(file)!r} can't be converted: {type(error).__name__}: {error}. Give a "
@@ -53,7 +58,8 @@ def _convert(file: Path, folder: Path) -> None:
     plain.config.dtype = torch.bfloat16
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
-    plain.save_pretrained(folder, max_shard_size="1000GB")
+    with redirect_stderr(io.StringIO()):
+        plain.save_pretrained(folder, max_shard_size="1000GB")
     tokenizer.save_pretrained(folder)
     sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
     (folder / _MANIFEST).write_text(json.dumps({"source": file.name, "sizes": sizes}), encoding="utf-8")

@@ -58,12 +58,12 @@ class Nevergrad(Optimizer):
         self._unpriced: list[tuple[Any, float]] = []
         parametrization = nevergrad.p.Array(init=np.zeros(self._encoding.dimension))
         parametrization.random_state = np.random.RandomState(seed_for(seed, "nevergrad") % 2**32)
-        with self._global.private():
+        with self._global.private(), self._plainly():
             self._search = nevergrad.optimizers.registry[self.optimizer](parametrization, budget=self.budget)
 
     def _ask(self) -> Params:
         for attempt in range(self.retries + 1):
-            with self._global.private():
+            with self._global.private(), self._plainly():
                 candidate = self._search.ask()
             params = self.space.active(self._encoding.decode(candidate.value))
             key = frozenset(params.items())
@@ -73,6 +73,18 @@ class Nevergrad(Optimizer):
                 self._learn(candidate, self._known[key])
         self._pending[key].append(candidate)
         return params
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except AssertionError as error:  # how nevergrad says that an optimizer plans with a budget
+            if self.budget is not None:
+                raise
+            raise RecipeError(
+                f"Nevergrad's {self.optimizer} plans with the number of trials, got no budget. Set budget to "
+                "study.trials, or take another optimizer."
+            ) from error
 
     def _tell(self, trial: Trial) -> None:
         key = frozenset(trial.params.items())

@@ -175,3 +175,15 @@ def _ask_and_tell(optimizer: Optimizer, space: PruningSpace, number: int) -> Par
     params = optimizer.ask()
     optimizer.tell(fake_trial(space, params, number=number))
     return params
+
+
+def test_an_optimizer_that_plans_says_that_it_wants_a_budget() -> None:
+    space = PruningSpace(LayerRemoval(count=2))
+    space.setup(FamilyLayout(("a",), 6, ("full_attention",) * 6))
+    optimizer = Nevergrad("NGOpt")
+    with pytest.raises(RecipeError, match="Set budget to study"):
+        optimizer.setup(space, 0)
+        optimizer.ask()
+    planned = Nevergrad("NGOpt", budget=10)
+    planned.setup(space, 0)
+    space.check(planned.ask())
