@@ -30,6 +30,7 @@ from tailorlib.search import strategy  # noqa: F401 (registers the strategies by
 from tailorlib.search.module import SearchModule
 from tailorlib.search.study import Study
 from tailorlib.search.trainer import TailorTrainer
+from tailorlib.version import __version__
 
 RECIPE_NAME = "recipe.yaml"
 _VERBS = ("search", "evaluate", "export", "plan", "plugins")
@@ -172,6 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", message=r".*Experiment logs directory .* exists and is not empty.*")
+    if args == ["--version"]:
+        Console(highlight=False).print(f"tailorlib {__version__}")
+        return 0
     try:
         quieten()
         args = _expand_run(_expand_plugins(args))

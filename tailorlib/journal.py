@@ -98,6 +98,22 @@ class Journal:
             raise
         return journal
 
+    @classmethod
+    def read(cls, directory: Path) -> Journal:
+        """Look into the record of a run, without locking or changing anything; nothing can be appended.
+
+        Raises:
+            JournalError: If there is no journal, or it is damaged before its last line.
+        """
+        path = directory / FILE_NAME
+        if not path.is_file():
+            raise JournalError(f"A run folder has a {FILE_NAME}; {str(directory)!r} has none.")
+        lines, _ = _complete_lines(path.read_bytes())
+        journal = cls(path, _header(lines, path), FileLock(os.devnull))
+        for number, line in enumerate(lines[1:], start=2):
+            journal._take(line, number)
+        return journal
+
     def set_dense(self, dense: Measurement) -> None:
         """Record the dense base model's measurement.
 
@@ -173,18 +189,8 @@ class Journal:
 
 
 def read_trials(directory: Path) -> tuple[Measurement | None, list[Trial]]:
-    """Return the dense measurement and the trials of a run, without locking or changing anything.
-
-    Raises:
-        JournalError: If there is no journal, or it is damaged before its last line.
-    """
-    path = directory / FILE_NAME
-    if not path.is_file():
-        raise JournalError(f"A run folder has a {FILE_NAME}; {str(directory)!r} has none.")
-    lines, _ = _complete_lines(path.read_bytes())
-    journal = Journal(path, _header(lines, path), FileLock(os.devnull))
-    for number, line in enumerate(lines[1:], start=2):
-        journal._take(line, number)
+    """Return the dense measurement and the trials of a run; see :meth:`Journal.read`."""
+    journal = Journal.read(directory)
     return journal.dense, journal.trials
 
 

@@ -18,13 +18,16 @@ DENSE = "dense base"
 FOUND = "found tailoring"
 
 
-def run_benchmark(study: Study, engine: Engine, found: Tailoring | None) -> list[BenchmarkRow]:
+def run_benchmark(
+    study: Study, engine: Engine, found: Tailoring | None, *, found_note: str = ""
+) -> list[BenchmarkRow]:
     """Score the models of the final table, the dense base first.
 
     Args:
         study: A prepared and loaded study with a benchmark fitness.
         engine: Its evaluation engine.
         found: The tailoring that the search found; without it only the baselines are scored.
+        found_note: What to say of it below the table.
 
     Raises:
         EvaluationError: If the recipe has no benchmark.
@@ -33,7 +36,7 @@ def run_benchmark(study: Study, engine: Engine, found: Tailoring | None) -> list
     if fitness is None:
         raise EvaluationError("A final table needs 'benchmark.fitness' in the recipe, got none.")
     rows: list[BenchmarkRow] = []
-    for name, tailoring, note in _entries(study, engine, found):
+    for name, tailoring, note in _entries(study, engine, found, found_note):
         try:
             with step(f"Benchmark: {name}"):
                 row = _measure(study, fitness, name, tailoring, note)
@@ -48,7 +51,9 @@ def run_benchmark(study: Study, engine: Engine, found: Tailoring | None) -> list
     return rows
 
 
-def _entries(study: Study, engine: Engine, found: Tailoring | None) -> Iterator[tuple[str, Tailoring, str]]:
+def _entries(
+    study: Study, engine: Engine, found: Tailoring | None, found_note: str
+) -> Iterator[tuple[str, Tailoring, str]]:
     layers = study.family.layout.num_layers
     yield DENSE, Tailoring.whole(BASE, layers), ""
     if study.benchmark.variants and study.family.layout.candidates:
@@ -59,7 +64,7 @@ def _entries(study: Study, engine: Engine, found: Tailoring | None) -> Iterator[
         for proposal in baseline.propose(context)[:1]:
             yield baseline.label, proposal, ""
     if found is not None:
-        yield FOUND, found, ""
+        yield FOUND, found, found_note
 
 
 def _best_variant(study: Study, names: Sequence[str]) -> str:

@@ -211,9 +211,8 @@ class SearchModule(LightningModule):
         """Load the family in one data type on all ranks: the one that a resumed study began with."""
         family, chosen = self.study.family, self.study.family.dtype
         if self.global_rank == 0:
-            recorded = self._journal.header.environment if self._journal else {}
-            measured = dtype_name(compute_dtype(chosen, device))
-            chosen = cast(DtypeName, recorded.get("compute_dtype", measured))
+            recorded = recorded_dtype(self._journal) if self._journal is not None else None
+            chosen = recorded or dtype_name(compute_dtype(chosen, device))
         family.dtype = self.trainer.strategy.broadcast(chosen)
         with step(f"Model family loaded, computing in {family.dtype}"):
             family.load(device)
@@ -245,6 +244,11 @@ class SearchModule(LightningModule):
             with step(f"Warm start {start.label}"):
                 starts += [(start.label, t) for t in start.propose(context)]
         return starts
+
+
+def recorded_dtype(journal: Journal) -> DtypeName | None:
+    """Return the data type that a study computed in."""
+    return cast("DtypeName | None", journal.header.environment.get("compute_dtype"))
 
 
 def environment() -> dict[str, str]:

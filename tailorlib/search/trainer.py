@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from tailorlib.console import console, say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import JournalError, RecipeError
 from tailorlib.export import CardInfo, export_model
-from tailorlib.journal import FILE_NAME, archive, read_trials, refuse_occupied
+from tailorlib.journal import FILE_NAME, Journal, archive, read_trials, refuse_occupied
 from tailorlib.recipe import REGISTRIES
 from tailorlib.report.pictures import draw_study
 from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
 from tailorlib.search.benchmark import run_benchmark
-from tailorlib.search.module import SearchModule
+from tailorlib.search.module import SearchModule, recorded_dtype
 from tailorlib.search.progress import SearchProgress
 from tailorlib.search.study import Study
 from tailorlib.seeding import numpy_generator
@@ -76,6 +77,8 @@ class TailorTrainer(Trainer):
         """
         study = model.study
         chosen = _choose(run, trial, tailoring)
+        if run is not None:  # in the data type of the search, whatever is fastest here and now
+            study.family.dtype = recorded_dtype(Journal.read(Path(run))) or study.family.dtype
         engine = self._ready(study)
         rows = run_benchmark(study, engine, chosen)
         say(render_table(rows))
@@ -168,7 +171,9 @@ class TailorTrainer(Trainer):
         study = model.study
         if study.benchmark.fitness is None:
             return []
-        rows = run_benchmark(study, model.engine, best.tailoring)
+        seconds = statistics.median(t.seconds for t in model.trials)
+        note = f"the best of {len(model.trials)} trials of {seconds:.1f} seconds each (median)"
+        rows = run_benchmark(study, model.engine, best.tailoring, found_note=note)
         say(render_table(rows))
         write_benchmark(rows, study.directory / "benchmark.json")
         (study.directory / "benchmark.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
