@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class TailorTrainer(Trainer):
             _archive(model.study)
         try:
             self.fit(model)
+        except SystemExit as stop:  # how Lightning ends on Ctrl-C and SIGTERM
+            total = model.study.settings.trials
+            say(f"Stopped after {len(model.trials)} of {total} trials, all of them on disk. Go on with:")
+            say(f"  tailor search --resume {model.study.directory}")
+            raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
         finally:
             model.close()  # Lightning skips teardown when a trial ends the study
         if model.stopped:
@@ -162,7 +168,7 @@ class TailorTrainer(Trainer):
         rows = self._benchmark(model, best)
         if study.settings.export:
             with step(f"Model written to {study.directory / 'model'}"):
-                card = CardInfo(scores=markdown_table(rows)) if rows else None
+                card = CardInfo(title=study.directory.name, scores=markdown_table(rows) if rows else {})
                 export_model(study.family, best.tailoring, study.directory / "model", card=card, overwrite=True)
         for logger in self.loggers:
             logger.finalize("success")

@@ -267,3 +267,18 @@ def test_an_earlier_study_is_refused_or_archived(
     assert "--resume" in capsys.readouterr().err
     run("search", "--config", path, "--study.trials", "4", "--study.existing", "archive")
     assert trials_of(tmp_path / "run") == trials_of(tmp_path / "run.1")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_stopped_search_says_how_to_go_on(
+    recipe: dict[str, Any], write: Write, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    process = start(write(recipe), "--study.trials", "1000")
+    wait_for_trials(tmp_path / "run", 4, process)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == status
+    assert f"tailor search --resume {tmp_path / 'run'}" in out.replace("\n", "")
+    assert "Traceback" not in out
+    number_of_trials = len(read_trials(tmp_path / "run")[1])
+    run("search", "--resume", str(tmp_path / "run"), "--study.trials", str(number_of_trials + 1))

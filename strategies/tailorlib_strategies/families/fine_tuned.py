@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,15 @@ class FineTunedFamily(ModelFamily):
         self.variants = dict(variants)
         self.reports: dict[str, FineTuningReport] = {}
         """What came of each fine-tuning, after :meth:`prepare`."""
+
+    @property
+    def references(self) -> Mapping[str, str]:
+        """What made each model, by family name; the folders in the cache would tell nobody anything."""
+        made = {
+            name: f"LoRA on the base, {report.tokens:,} tokens of {type(self.variants[name].text).__name__}"
+            for name, report in self.reports.items()
+        }
+        return {**super().references, **made}
 
     def _sources(self) -> tuple[str, dict[str, str]]:
         source = resolve(self.base)
