@@ -31,7 +31,7 @@ quickstart: $(MODEL_INSTALLED) ## Prune SmolLM2-135M with its fine-tuned variant
 test: $(INSTALLED) ## Run the tests, offline
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(INSTALLED) ## Run the tests that take minutes
+test-slow: $(MODEL_INSTALLED) ## Run the tests that take minutes, the quickstart among them
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: there is none
 
 lint: $(INSTALLED) ## Check style and formatting with ruff

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from tailorlib.console import quieten
 from tailorlib.exceptions import RecipeError, TailorError
+from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import (
-    REGISTRIES,
     SECTIONS,
     check_recipe,
     clean_message,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,25 +12,13 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from tailorlib.exceptions import PluginError, RecipeError, did_you_mean
-from tailorlib.fitness import FITNESS, Fitness
-from tailorlib.models.family import FAMILIES, ModelFamily
-from tailorlib.operation import OPERATIONS
-from tailorlib.optimizer import OPTIMIZERS, Optimizer
-from tailorlib.registry import Registry
+from tailorlib.fitness import Fitness
+from tailorlib.models.family import ModelFamily
+from tailorlib.optimizer import Optimizer
+from tailorlib.plugins import class_names, find_class
 from tailorlib.search.study import Benchmark, StudySettings
-from tailorlib.search_space import SEARCH_SPACES, SearchSpace
-from tailorlib.text import TEXTS
-from tailorlib.warm_start import WARM_STARTS, WarmStart
-
-REGISTRIES: tuple[Registry[Any], ...] = (
-    OPERATIONS,
-    OPTIMIZERS,
-    SEARCH_SPACES,
-    WARM_STARTS,
-    FITNESS,
-    TEXTS,
-    FAMILIES,
-)
+from tailorlib.search_space import SearchSpace
+from tailorlib.warm_start import WarmStart
 
 
 def _subclass(kind: type) -> Callable[[ArgumentParser, str], object]:
@@ -106,7 +93,7 @@ def clean_message(message: str) -> str:
     """Make a parser's message readable, and suggest close names for a class that it doesn't know."""
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if unknown:
-        return f"There is no class {unknown[1]!r}.{did_you_mean(unknown[1], _class_names())}"
+        return f"There is no class {unknown[1]!r}.{did_you_mean(unknown[1], class_names())}"
     noise = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
     lines = [line.strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
@@ -155,33 +142,6 @@ def _check_settings(cls: type, settings: Mapping[str, Any], where: str) -> Itera
         if key not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             yield f"{where}: {cls.__name__} has no setting {key!r}.{did_you_mean(str(key), parameters)}"
         yield from _check_names(item, f"{where}.{key}")
-
-
-def find_class(name: str) -> type:
-    """Return the class that a recipe names: a plugin's short name, or a dotted import path.
-
-    Raises:
-        PluginError: If there is none.
-    """
-    if "." not in name:
-        for registry in REGISTRIES:
-            if name in registry.names():
-                return registry.get(name)
-        if name == ModelFamily.__name__:
-            return ModelFamily
-        raise PluginError(f"There is no class {name!r}.{did_you_mean(name, _class_names())}")
-    module, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"There is no class {name!r}: {error}.") from error
-    if not inspect.isclass(found):
-        raise PluginError(f"{name!r} is no class.")
-    return found
-
-
-def _class_names() -> list[str]:
-    return [ModelFamily.__name__, *(name for registry in REGISTRIES for name in registry.names())]
 
 
 def _check_types(key: str, value: Any) -> list[str]:

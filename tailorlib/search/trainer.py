@@ -17,7 +17,7 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import JournalError, RecipeError
 from tailorlib.export import CardInfo, export_model
 from tailorlib.journal import FILE_NAME, Journal, archive, read_trials, refuse_occupied
-from tailorlib.recipe import REGISTRIES
+from tailorlib.plugins import REGISTRIES
 from tailorlib.report.pictures import draw_study
 from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
