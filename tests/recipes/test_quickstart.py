@@ -36,7 +36,7 @@ def test_the_quickstart_finds_a_model_better_than_its_baselines(tmp_path: Path) 
     _, trials = read_trials(run)
     assert len([t for t in trials if t.state == "complete"]) >= 40
     rows = {row["name"]: row for row in json.loads((run / "benchmark.json").read_text())["rows"]}
-    assert list(rows)[0] == DENSE
+    assert next(iter(rows)) == DENSE
     for baseline in ("ShortGPT (block influence)", "random tailoring"):
         assert rows[FOUND]["score"] > rows[baseline]["score"]
         assert rows[FOUND]["parameters"] == rows[baseline]["parameters"]
