@@ -89,7 +89,6 @@ class SearchModule(LightningModule):
             self._journal = self._reopen()
         self._load_family(device)
         recorded = self._open_journal()
-        study.optimizer.setup(study.space, study.settings.seed)
         self._measure_dense()
         self._proposer = Proposer(study.space, study.optimizer, self._warm_starts(), study.settings.seed)
         self._replay = Replay(recorded)

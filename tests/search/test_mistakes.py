@@ -102,6 +102,10 @@ def unknown_nevergrad(recipe: Recipe, folder: Path) -> None:
     recipe["optimizer"] = {"class_path": "Nevergrad", "init_args": {"optimizer": "TwoPointDE"}}
 
 
+def planning_without_a_budget(recipe: Recipe, folder: Path) -> None:
+    recipe["optimizer"] = {"class_path": "Nevergrad", "init_args": {"optimizer": "NGOpt"}}
+
+
 def missing_plugin(recipe: Recipe, folder: Path) -> None:
     recipe["plugins"] = ["my_opps.py"]
 
@@ -132,6 +136,7 @@ def missing_section(recipe: Recipe, folder: Path) -> None:
         (empty_text, ["empty.txt"]),
         (unknown_task, ["hellaswga", "hellaswag"]),
         (unknown_nevergrad, ["'TwoPointDE'", "'TwoPointsDE'"]),
+        (planning_without_a_budget, ["NGOpt", "Set budget"]),
         (missing_plugin, ["my_opps.py"]),
         (missing_section, ["needs the section 'fitness'"]),
     ],

@@ -56,14 +56,19 @@ class Nevergrad(Optimizer):
         self._pending: defaultdict[Key, deque[Any]] = defaultdict(deque)
         self._known: dict[Key, float] = {}
         self._unpriced: list[tuple[Any, float]] = []
+        with self._global.private():
+            self._search = self._make(seed)
+        with GlobalRandomness(0).private(), self._plainly():
+            self._make(seed).ask()  # a twin finds out what is only said at the first ask
+
+    def _make(self, seed: int) -> Any:
         parametrization = nevergrad.p.Array(init=np.zeros(self._encoding.dimension))
         parametrization.random_state = np.random.RandomState(seed_for(seed, "nevergrad") % 2**32)
-        with self._global.private(), self._plainly():
-            self._search = nevergrad.optimizers.registry[self.optimizer](parametrization, budget=self.budget)
+        return nevergrad.optimizers.registry[self.optimizer](parametrization, budget=self.budget)
 
     def _ask(self) -> Params:
         for attempt in range(self.retries + 1):
-            with self._global.private(), self._plainly():
+            with self._global.private():
                 candidate = self._search.ask()
             params = self.space.active(self._encoding.decode(candidate.value))
             key = frozenset(params.items())

@@ -183,7 +183,6 @@ def test_an_optimizer_that_plans_says_that_it_wants_a_budget() -> None:
     optimizer = Nevergrad("NGOpt")
     with pytest.raises(RecipeError, match="Set budget to study"):
         optimizer.setup(space, 0)
-        optimizer.ask()
     planned = Nevergrad("NGOpt", budget=10)
     planned.setup(space, 0)
     space.check(planned.ask())
