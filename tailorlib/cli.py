@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _expand_run(_expand_plugins(args))
         _load_plugins(args)
         _check_files(args)
-        TailorCLI(args)
+        TailorCLI(args or ["--help"])
     except (TailorError, ArgumentError) as error:
         message = clean_message(str(error)) if isinstance(error, ArgumentError) else str(error)
         Console(stderr=True, highlight=False, soft_wrap=True).print("[red]tailor: error:[/] ", end="")

@@ -94,6 +94,11 @@ def clean_message(message: str) -> str:
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if unknown:
         return f"There is no class {unknown[1]!r}.{did_you_mean(unknown[1], class_names())}"
+    setting = re.search(r"class_path '([\w.]+)':\s*Option '([^']+)' is not accepted", message)
+    if setting:
+        cls = find_class(setting[1])
+        known = inspect.signature(cls).parameters
+        return f"{cls.__name__} has no setting {setting[2]!r}.{did_you_mean(setting[2], known)}"
     noise = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
     lines = [line.strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]

@@ -268,3 +268,13 @@ def test_unknown_options_and_verbs_are_refused(capsys: pytest.CaptureFixture[str
     assert main(["serch"]) == 2
     assert main(["search", "--studdy.trials", "3"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_misspelt_override_is_answered_like_a_misspelt_recipe(
+    recipe: Recipe, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(recipe)
+    assert main(["search", "--config", path, "--optimizer.init_args.optimzer", "CMA"]) == 2
+    assert "Nevergrad has no setting 'optimzer'. Did you mean 'optimizer'?" in capsys.readouterr().err
+    assert main(["search", "--config", path, "--optimizer", "Nevergard"]) == 2
+    assert "Did you mean 'Nevergrad'?" in capsys.readouterr().err
