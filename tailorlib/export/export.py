@@ -116,7 +116,7 @@ def _write_rest(family: ModelFamily, tailoring: Tailoring, folder: Path, card: C
         card,
         tailoring,
         title=title,
-        references=family.references,
+        references=family.descriptions,
         layer_types=layer_types(family.config),
         num_parameters=family.num_parameters(tailoring),
     )

@@ -132,6 +132,11 @@ class ModelFamily:
         return self._references
 
     @property
+    def descriptions(self) -> Mapping[str, str]:
+        """What each model is, in words for a model card, by family name; the references by default."""
+        return self.references
+
+    @property
     def tokenizer(self) -> Any:
         """The base model's tokenizer.
 

@@ -43,13 +43,13 @@ class FineTunedFamily(ModelFamily):
         """What came of each fine-tuning, after :meth:`prepare`."""
 
     @property
-    def references(self) -> Mapping[str, str]:
-        """What made each model, by family name; the folders in the cache would tell nobody anything."""
+    def descriptions(self) -> Mapping[str, str]:
+        """What made each model; its folder in the cache would tell nobody anything."""
         made = {
             name: f"LoRA on the base, {report.tokens:,} tokens of {type(self.variants[name].text).__name__}"
             for name, report in self.reports.items()
         }
-        return {**super().references, **made}
+        return {**super().descriptions, **made}
 
     def _sources(self) -> tuple[str, dict[str, str]]:
         source = resolve(self.base)
