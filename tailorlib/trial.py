@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,8 +85,7 @@ class Trial:
             raise JournalError(f"A journal line is no trial: {error!r}.") from error
 
 
-def incumbent(trials: Mapping[int, Trial] | list[Trial] | tuple[Trial, ...]) -> Trial | None:
+def incumbent(trials: Iterable[Trial]) -> Trial | None:
     """Return the complete trial of the highest fitness (the earliest among equals), or ``None``."""
-    values = trials.values() if isinstance(trials, Mapping) else trials
-    complete = [t for t in values if t.fitness is not None]
+    complete = [t for t in trials if t.fitness is not None]
     return min(complete, key=lambda t: (t.loss, t.number), default=None)

@@ -63,7 +63,7 @@ def study_figure(
     trials: Sequence[Trial], layout: FamilyLayout, *, dense_fitness: float | None, title: str
 ) -> Figure:
     """Return the figure that :func:`draw_study` writes."""
-    best = incumbent(list(trials))
+    best = incumbent(trials)
     labels = {} if best is None else merge_labels(best.tailoring)
     map_height = 1.0 + ROW_HEIGHT * (len(layout.models) + 1 + _label_rows(labels, layout))
     figure = Figure(figsize=(WIDTH, 4.4 + map_height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))

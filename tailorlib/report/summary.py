@@ -32,7 +32,7 @@ def study_summary(
         layout: The family's layout; with it the best tailoring's layer map is shown.
         title: Title of the panel.
     """
-    best = incumbent(list(trials))
+    best = incumbent(trials)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
@@ -46,7 +46,7 @@ def study_summary(
 
 def summary_facts(trials: Sequence[Trial], dense_fitness: float | None, seconds: float) -> dict[str, str]:
     """Return the lines of :func:`study_summary` as plain text, by heading."""
-    best = incumbent(list(trials))
+    best = incumbent(trials)
     facts = {"best": "no trial is complete" if best is None else _best(best, dense_fitness)}
     if best is not None:
         facts["found by"] = _origin(best, trials)

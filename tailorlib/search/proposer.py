@@ -99,9 +99,6 @@ class Replay:
         self._trials = tuple(trials)
         self._warned = False
 
-    def __len__(self) -> int:
-        return len(self._trials)
-
     def lookup(self, number: int, proposal: Proposal | None) -> Trial | None:
         """Return the recorded trial of that number, if there is one.
 
