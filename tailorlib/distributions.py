@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 Scalar = bool | int | float | str
-ParamValue = Scalar | tuple[int, ...]
+ParamValue = Scalar | tuple[float, ...]
 Params = Mapping[str, ParamValue]
 """A flat assignment ``name -> value`` drawn from a search space's distributions."""
 
@@ -291,7 +291,7 @@ class Subset(Distribution):
         swaps = min(int(rng.integers(1, 4)), int(rng.integers(1, 4)), len(value), len(outside))
         leaving = rng.choice(len(value), size=swaps, replace=False) if swaps else ()
         entering = rng.choice(len(outside), size=swaps, replace=False) if swaps else ()
-        kept = set(value) - {value[int(i)] for i in leaving}
+        kept = {int(i) for i in value} - {int(value[int(i)]) for i in leaving}
         return tuple(sorted(kept | {outside[int(i)] for i in entering}))
 
     def encode(self, value: ParamValue) -> tuple[float, ...]:

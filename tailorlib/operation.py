@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,16 @@ class Operation(ABC):
         return {}
 
 
+class Statistic(StrEnum):
+    """What a merge can ask of each source besides its weights, gathered once over calibration text."""
+
+    GRAM = "gram"
+    """Mean of x xT over the inputs x of a linear layer: float32 [in, in]; other tensors have none."""
+    FISHER = "fisher"
+    """Mean squared gradient of each weight (the diagonal of the empirical Fisher information): float32, the
+    weight's shape."""
+
+
 class MergeOperation(Operation):
     """Two or more tensors of one shape become one.
 
@@ -52,6 +63,11 @@ class MergeOperation(Operation):
     """Whether ``base`` (the tensor that task vectors are taken against) is required."""
     max_sources: ClassVar[int | None] = None
     """The largest number of tensors that the method is defined for; ``None`` for any."""
+    statistic: ClassVar[Statistic | None] = None
+    """What :meth:`merge` gets in ``statistics``, a tensor (or ``None``) per source; nothing by default."""
+    weights: Distribution | None = None
+    """Range of the weight that each source can be given; ``None`` for a method without weights. A weighted method
+    always finds ``params["weights"]``, one number per source, all 1 where a plan names none."""
 
     @abstractmethod
     def merge(
@@ -72,6 +88,8 @@ class MergeOperation(Operation):
                 depends on no other model of the merge. Draw on the CPU and move the result to the tensor's
                 device, so that every device gives the same bits.
 
+        An operation with a ``statistic`` declares one keyword more, ``statistics: Sequence[Tensor | None] = ()``.
+
         Returns:
             A float32 tensor of the same shape.
         """
@@ -83,6 +101,7 @@ class MergeOperation(Operation):
         base: Tensor | None,
         params: Params,
         generators: Sequence[torch.Generator],
+        statistics: Sequence[Tensor | None] = (),
         where: str = "a tensor",
     ) -> Tensor:
         """Check the inputs, compute :meth:`merge` in float32, check the result, and cast it back.
@@ -92,6 +111,7 @@ class MergeOperation(Operation):
             base: The base model's tensor, or ``None``.
             params: A value for each of the operation's hyperparameters.
             generators: One CPU generator per tensor.
+            statistics: The operation's statistic of each source, if it has one.
             where: Name of the tensor, for error messages.
 
         Returns:
@@ -102,11 +122,14 @@ class MergeOperation(Operation):
                 shape, or an input was modified.
         """
         self._check_inputs(tensors, base, params, where)
+        if self.weights is not None:
+            params = {"weights": (1.0,) * len(tensors), **params}
         wide = [t.to(torch.float32) for t in tensors]
         wide_base = None if base is None or not self.needs_base else base.to(torch.float32)
+        informed: dict[str, Any] = {} if self.statistic is None else {"statistics": statistics}
         versions = [t._version for t in wide]
         with torch.no_grad():
-            merged = self.merge(wide, base=wide_base, params=params, generators=generators)
+            merged = self.merge(wide, base=wide_base, params=params, generators=generators, **informed)
         if [t._version for t in wide] != versions:
             raise PluginError(f"{self.name}.merge must not modify its inputs; it did at {where}.")
         if not isinstance(merged, Tensor) or merged.shape != tensors[0].shape:
@@ -115,7 +138,7 @@ class MergeOperation(Operation):
                 f"{self.name}.merge must return a tensor of its inputs' shape {tuple(tensors[0].shape)}, got "
                 f"{shape} at {where}."
             )
-        if not torch.isfinite(merged).all():
+        if not is_finite(merged):
             raise PluginError(
                 f"{self.name}.merge gave NaN or Inf at {where} with {dict(params)}. Check the method for tensors "
                 "that are zero or equal."
@@ -131,11 +154,22 @@ class MergeOperation(Operation):
         shapes = {tuple(t.shape) for t in (*tensors, *([base] if base is not None else []))}
         if len(shapes) > 1:
             raise PluginError(f"{self.name} merges tensors of one shape, got {sorted(shapes)} at {where}.")
-        declared = self.distributions()
-        if set(params) != set(declared):
+        declared = set(self.distributions())
+        if set(params) - {"weights"} != declared - {"weights"}:
             raise PluginError(
                 f"{self.name} takes the hyperparameters {sorted(declared)}, got {sorted(params)} at {where}."
             )
+        weights = params.get("weights")
+        if weights is not None and self.weights is None:
+            raise PluginError(f"{self.name} gives its sources no weights, got {weights} at {where}.")
+        if weights is not None and (not isinstance(weights, tuple) or len(weights) != len(tensors)):
+            raise PluginError(f"{self.name} takes one weight per source, got {weights} at {where}.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Say whether a tensor holds neither NaN nor Inf; one pass over it, without a mask of its size."""
+    # a sum is finite only if every term is; large finite numbers can overflow, so then look at each
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 OPERATIONS: Registry[Operation] = Registry(Operation, "tailorlib.operations")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,42 +47,68 @@ class LayerPlan:
         operation: Name of the operation that makes one layer of them.
         params: The operation's hyperparameters, complete: the result depends on nothing else.
         base: The layer against which task vectors are taken (paper: theta_base), if the operation needs one.
+        attention_scale: Factor of what the attention adds to the residual stream; folded into weights.
+        mlp_scale: Factor of what the MLP adds to the residual stream; folded into weights.
+        parts: Plans for parts of the layer, by filter: a tensor whose name inside the layer contains a filter,
+            such as ``self_attn``, is made by that plan instead. The first filter that matches counts.
     """
 
     sources: tuple[LayerSource, ...]
     operation: str = SELECT
     params: tuple[tuple[str, ParamValue], ...] = ()
     base: LayerSource | None = None
+    attention_scale: float = 1.0
+    mlp_scale: float = 1.0
+    parts: tuple[tuple[str, LayerPlan], ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise RecipeError("A layer plan needs at least one source, got none.")
-        if len(set(self.sources)) != len(self.sources):
-            raise RecipeError(
-                f"A layer plan takes each source once, got {', '.join(map(str, self.sources))}. Use a weight "
-                "to let one source count more."
-            )
-        if self.operation == SELECT and len(self.sources) > 1:
-            raise RecipeError(
-                f"{SELECT} takes exactly one source, got {', '.join(map(str, self.sources))}. Name a merge "
-                "operation, or keep one source."
-            )
+        _check_sources(self.sources, self.operation, "layer")
+        for name in ("attention_scale", "mlp_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise RecipeError(f"A layer plan's {name} is a finite number, got {getattr(self, name)}.")
+        for name, part in self.parts:
+            if not name or part.parts or part.is_scaled:
+                raise RecipeError(
+                    f"A part of a layer plan has a filter, sources and an operation, got {name!r}: "
+                    f"{part.to_dict()}. Give parts and residual scales to the layer's own plan."
+                )
+        if len({name for name, _ in self.parts}) != len(self.parts):
+            raise RecipeError(f"A layer plan names each part once, got {[name for name, _ in self.parts]}.")
         object.__setattr__(self, "params", tuple(sorted(self.params)))
 
     @property
     def is_selection(self) -> bool:
         """Whether the layer is taken as it is, without computing anything."""
-        return self.operation == SELECT
+        return self.operation == SELECT and not self.parts and not self.is_scaled
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a branch of the layer is scaled."""
+        return self.attention_scale != 1 or self.mlp_scale != 1
+
+    @property
+    def plans(self) -> tuple[LayerPlan, ...]:
+        """The plan itself and those of its parts."""
+        return (self, *(part for _, part in self.parts))
+
+    @property
+    def drawn(self) -> tuple[LayerSource, ...]:
+        """Every layer that the plan reads: sources and bases, its parts' too; each once."""
+        read = (s for plan in self.plans for s in (*plan.sources, *([plan.base] if plan.base is not None else [])))
+        return tuple(dict.fromkeys(read))
+
+    def plan_of(self, suffix: str) -> LayerPlan:
+        """Return the plan that makes a tensor, given the tensor's name inside the layer."""
+        return next((part for name, part in self.parts if name in suffix), self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for YAML and JSON; what is default is left out."""
-        data: dict[str, Any] = {"sources": [str(s) for s in self.sources]}
-        if self.operation != SELECT:
-            data["operation"] = self.operation
-        if self.params:
-            data["params"] = {k: list(v) if isinstance(v, tuple) else v for k, v in self.params}
+        data: dict[str, Any] = {"sources": [str(s) for s in self.sources], **_operation_dict(self)}
         if self.base is not None:
             data["base"] = str(self.base)
+        data |= {n: getattr(self, n) for n in ("attention_scale", "mlp_scale") if getattr(self, n) != 1}
+        if self.parts:
+            data["parts"] = {name: part.to_dict() for name, part in self.parts}
         return data
 
     @classmethod
@@ -91,15 +118,28 @@ class LayerPlan:
         Raises:
             RecipeError: If a key is unknown or a value is malformed.
         """
-        _check_keys(data, {"sources", "operation", "params", "base"}, "layer plan")
-        sources, params = data.get("sources"), data.get("params", {})
-        if not isinstance(sources, list) or not isinstance(params, Mapping):
-            raise RecipeError(f"A layer plan has a list of sources and a mapping of params, got {dict(data)}.")
+        return cls._from_dict(data, depth=0)
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any], depth: int) -> LayerPlan:
+        known = {"sources", "operation", "params", "base", "attention_scale", "mlp_scale", "parts"}
+        _check_keys(data, known, "layer plan")
+        sources, parts = data.get("sources"), data.get("parts", {})
+        if not isinstance(sources, list):
+            raise RecipeError(f"A layer plan has a list of sources, got {_shown(data)}.")
+        if not isinstance(parts, Mapping) or not all(isinstance(p, Mapping) for p in parts.values()):
+            raise RecipeError(f"The parts of a layer plan are plans by filter, got {_shown(parts)}.")
+        if parts and depth:  # also what ends a YAML alias that contains itself
+            raise RecipeError("A part of a layer plan has no parts of its own. List all filters in one mapping.")
+        operation, params = _parse_operation(data)
         return cls(
             sources=tuple(_parse_source(s) for s in sources),
-            operation=str(data.get("operation", SELECT)),
-            params=tuple((str(k), tuple(v) if isinstance(v, list) else v) for k, v in params.items()),
+            operation=operation,
+            params=params,
             base=_parse_source(data["base"]) if data.get("base") is not None else None,
+            attention_scale=_parse_number(data, "attention_scale"),
+            mlp_scale=_parse_number(data, "mlp_scale"),
+            parts=tuple((str(name), cls._from_dict(part, depth + 1)) for name, part in parts.items()),
         )
 
     @cached_property
@@ -109,21 +149,73 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class PartPlan:
+    """How embeddings, final norm or head are merged of several models.
+
+    Args:
+        models: The models it is made from, two or more; a part of one model is written as that model's name.
+        operation: Name of the operation that makes one part of them.
+        params: The operation's hyperparameters, complete.
+        base: The model against which task vectors are taken, if the operation needs one.
+    """
+
+    models: tuple[str, ...]
+    operation: str
+    params: tuple[tuple[str, ParamValue], ...] = ()
+    base: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.models) < 2:
+            raise RecipeError(
+                f"A merged part has two or more models, got {list(self.models)}. Name one model alone."
+            )
+        _check_sources(self.models, self.operation, "part")
+        object.__setattr__(self, "params", tuple(sorted(self.params)))
+
+    def __str__(self) -> str:
+        return f"{self.operation} of {', '.join(self.models)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for YAML and JSON."""
+        data = {"models": list(self.models), **_operation_dict(self)}
+        return data if self.base is None else {**data, "base": self.base}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PartPlan:
+        """Rebuild a plan from :meth:`to_dict`.
+
+        Raises:
+            RecipeError: If a key is unknown or a value is malformed.
+        """
+        _check_keys(data, {"models", "operation", "params", "base"}, "merged part")
+        models = data.get("models")
+        if not isinstance(models, list):
+            raise RecipeError(f"A merged part has a list of models, got {_shown(data)}.")
+        operation, params = _parse_operation(data)
+        base = None if data.get("base") is None else str(data["base"])
+        return cls(tuple(map(str, models)), operation, params, base)
+
+
+Owner = str | PartPlan
+"""What gives a part outside the layers: one model of the family, or a merge of several."""
+
+
+@dataclass(frozen=True)
 class Tailoring:
     """A candidate model: its layers from bottom to top, and who owns the parts around them.
 
     Args:
         layers: One plan per kept layer.
-        embeddings: Model that gives the token embeddings (and position embeddings, if any).
-        norm: Model that gives the final norm.
-        head: Model that gives the language-model head; with tied embeddings it follows ``embeddings``.
+        embeddings: What gives the token embeddings (and position embeddings, if any): a model, or a merge.
+        norm: What gives the final norm.
+        head: What gives the language-model head; with tied embeddings it follows ``embeddings``.
         seed: Seed of every random mask; a mask depends on (seed, model, tensor name) alone.
     """
 
     layers: tuple[LayerPlan, ...]
-    embeddings: str = BASE
-    norm: str = BASE
-    head: str = BASE
+    embeddings: Owner = BASE
+    norm: Owner = BASE
+    head: Owner = BASE
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -141,16 +233,19 @@ class Tailoring:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of all models that the tailoring draws on, sorted."""
-        plans = {s.model for plan in self.layers for s in (*plan.sources, *filter(None, [plan.base]))}
-        return tuple(sorted(plans | {self.embeddings, self.norm, self.head}))
+        names = {source.model for plan in self.layers for source in plan.drawn}
+        return tuple(sorted(names | {name for part in self.parts.values() for name in models_of(part)}))
+
+    @property
+    def parts(self) -> dict[str, Owner]:
+        """What gives the parts outside the layers: ``embeddings``, ``norm`` and ``head``."""
+        return {"embeddings": self.embeddings, "norm": self.norm, "head": self.head}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for YAML and JSON."""
         return {
             "tailoring": FORMAT_VERSION,
-            "embeddings": self.embeddings,
-            "norm": self.norm,
-            "head": self.head,
+            **{n: p.to_dict() if isinstance(p, PartPlan) else p for n, p in self.parts.items()},
             "seed": self.seed,
             "layers": [plan.to_dict() for plan in self.layers],
         }
@@ -171,13 +266,13 @@ class Tailoring:
         layers, seed = data.get("layers"), data.get("seed", 0)
         if not isinstance(layers, list) or not all(isinstance(p, Mapping) for p in layers):
             raise RecipeError(f"A tailoring has a list of layer plans, got {type(layers).__name__}.")
-        if not isinstance(seed, int):
+        if not isinstance(seed, int) or isinstance(seed, bool):
             raise RecipeError(f"A tailoring's seed is a whole number, got {seed!r}.")
         return cls(
             layers=tuple(LayerPlan.from_dict(p) for p in layers),
-            embeddings=str(data.get("embeddings", BASE)),
-            norm=str(data.get("norm", BASE)),
-            head=str(data.get("head", BASE)),
+            embeddings=_parse_owner(data.get("embeddings", BASE)),
+            norm=_parse_owner(data.get("norm", BASE)),
+            head=_parse_owner(data.get("head", BASE)),
             seed=seed,
         )
 
@@ -194,7 +289,7 @@ class Tailoring:
         """
         try:
             data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise RecipeError(f"A tailoring file is YAML; it can't be read: {error}") from error
         if not isinstance(data, Mapping):
             raise RecipeError(f"A tailoring file holds a mapping, got {type(data).__name__}.")
@@ -209,13 +304,72 @@ class Tailoring:
         """
         try:
             return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"The tailoring file {str(path)!r} can't be read: {error}.") from error
 
     @cached_property
     def digest(self) -> str:
         """A stable name of the candidate (SHA-256, hexadecimal): equal digests are equal models."""
         return _digest(self.to_dict())
+
+
+def models_of(owner: Owner) -> tuple[str, ...]:
+    """Return the names of the models that a part outside the layers is read from."""
+    if isinstance(owner, str):
+        return (owner,)
+    return tuple(dict.fromkeys((*owner.models, *([owner.base] if owner.base is not None else []))))
+
+
+def _check_sources(sources: Sequence[object], operation: str, what: str) -> None:
+    listed = ", ".join(map(str, sources))
+    if not sources:
+        raise RecipeError(f"A {what} plan needs at least one source, got none.")
+    if len(set(sources)) != len(sources):
+        raise RecipeError(
+            f"A {what} plan takes each source once, got {listed}. Use a weight to let one source count more."
+        )
+    if operation == SELECT and len(sources) > 1:
+        raise RecipeError(
+            f"{SELECT} takes exactly one source, got {listed}. Name a merge operation, or keep one source."
+        )
+
+
+def _operation_dict(plan: LayerPlan | PartPlan) -> dict[str, Any]:
+    data: dict[str, Any] = {} if plan.operation == SELECT else {"operation": plan.operation}
+    if plan.params:
+        data["params"] = {k: list(v) if isinstance(v, tuple) else v for k, v in plan.params}
+    return data
+
+
+def _parse_operation(data: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, ParamValue], ...]]:
+    params = data.get("params", {})
+    if not isinstance(params, Mapping):
+        raise RecipeError(f"A plan has a mapping of params, got {_shown(params)}.")
+    for name, value in params.items():
+        if not isinstance(value, bool | int | float | str) and not (
+            isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+        ):
+            raise RecipeError(
+                f"A hyperparameter is a number, a word or a list of numbers, got {name}={_shown(value)}."
+            )
+    operation = str(data.get("operation", SELECT))
+    return operation, tuple((str(k), tuple(v) if isinstance(v, list) else v) for k, v in params.items())
+
+
+def _parse_number(data: Mapping[str, Any], name: str) -> float:
+    value = data.get(name, 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecipeError(f"A layer plan's {name} is a number, got {_shown(value)}.")
+    return float(value)
+
+
+def _parse_owner(data: object) -> Owner:
+    return PartPlan.from_dict(data) if isinstance(data, Mapping) else str(data)
+
+
+def _shown(data: object) -> str:
+    text = repr(data)  # repr ends at a container that contains itself
+    return text if len(text) <= 200 else text[:200] + " ..."
 
 
 def _parse_source(text: object) -> LayerSource:

@@ -93,7 +93,7 @@ def tensor_specs(family: ModelFamily, tailoring: Tailoring) -> list[TensorSpec]:
 
 def _tensors(family: ModelFamily, tailoring: Tailoring) -> Iterator[tuple[str, Tensor]]:
     assembly, architecture = family.assembly, family.architecture
-    for name, tensor in assembly.outer_tensors(tailoring):
+    for name, tensor in assembly.outer_tensors(tailoring, family.device):
         yield architecture.stored_name(name), tensor
     for i, plan in enumerate(tailoring.layers):
         for suffix, tensor in assembly.layer_tensors(plan, tailoring.seed, family.device):

@@ -79,6 +79,10 @@ class AdapterCheckpoint(Checkpoint):
         """Return the base for a tensor that the adapter leaves alone."""
         return (self, name) if name in self._pairs else self.base.origin(name)
 
+    def where(self, name: str) -> str:
+        """Return the adapter's file for a tensor that it changes, else the base's."""
+        return str(self.folder / WEIGHTS) if name in self._pairs else self.base.where(name)
+
     def __contains__(self, name: str) -> bool:
         return name in self.base
 

@@ -8,14 +8,64 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tailorlib.exceptions import ModelError
 from tailorlib.tailoring import LayerPlan
 
 FULL_ATTENTION = "full_attention"
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Where a mixture of experts keeps its matrices: one by one in files, stacked in the live model.
+
+    The live model holds ``mlp.experts.gate_up_proj`` [E, 2 I, H] and ``mlp.experts.down_proj`` [E, H, I].
+
+    Args:
+        stored: Name of the MLP in checkpoint files.
+        gate: Name of an expert's gate projection in files, [I, H].
+        up: Name of its up projection, [I, H].
+        down: Name of its down projection, [H, I].
+    """
+
+    stored: str = "mlp"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+
+    def name(self, expert: int, projection: str) -> str:
+        """Return the name of one matrix inside its layer, as files have it."""
+        return f"{self.stored}.experts.{expert}.{projection}.weight"
+
+    def unstacked(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes as files have them, given a name and a shape of the live layer."""
+        if name == "mlp.experts.gate_up_proj":
+            matrix = (shape[1] // 2, shape[2])
+            return {self.name(e, p): matrix for e in range(shape[0]) for p in (self.gate, self.up)}
+        if name == "mlp.experts.down_proj":
+            return {self.name(e, self.down): shape[1:] for e in range(shape[0])}
+        return {re.sub(r"^mlp\.", f"{self.stored}.", name): shape}
+
+    def stacked(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a live layer's tensors, given those of the files; a layer without experts is left as it is."""
+        own = re.compile(rf"^{re.escape(self.stored)}\.experts\.\d+\.")
+        live = {
+            re.sub(rf"^{re.escape(self.stored)}\.", "mlp.", n): t for n, t in tensors.items() if not own.match(n)
+        }
+        experts = range(
+            sum(name.endswith(f".{self.down}.weight") and own.match(name) is not None for name in tensors)
+        )
+        if experts:
+            pairs = (torch.cat([tensors[self.name(e, p)] for p in (self.gate, self.up)]) for e in experts)
+            live["mlp.experts.gate_up_proj"] = torch.stack(list(pairs))
+            live["mlp.experts.down_proj"] = torch.stack([tensors[self.name(e, self.down)] for e in experts])
+        return live
 
 
 @dataclass(frozen=True)
@@ -25,12 +75,19 @@ class Architecture:
     Args:
         model_type: The ``model_type`` of its transformers config.
         layers: The list of decoder layers.
-        embeddings: The token embeddings (and position embeddings, if any).
+        embeddings: The token embeddings, then the position embeddings, if any.
         norm: The final norm.
         head: The language-model head.
         stored_head: The head's name in checkpoint files, where it is another one.
+        attention_out: Tensors of a layer that its attention's share of the residual stream is proportional to:
+            the output projection, or the norm behind it.
+        mlp_out: The same of its MLP; ``*`` stands for a number.
+        unit_offset: Whether those are norms that multiply by 1 + weight.
+        experts: How experts are stored, in a mixture of experts.
         per_layer: Config entries that are lists with one item per decoder layer.
         full_attention_until: Config entry that counts the leading full-attention layers, if any.
+        sparse_layers: Whether ``mlp_only_layers`` and ``decoder_sparse_step`` say which layers have experts.
+        forbidden: Config entries that make a layer depend on its depth: models that set them are refused.
         obsolete: Pattern of tensors that old checkpoints hold and no model reads (matched at a name's end).
     """
 
@@ -40,8 +97,14 @@ class Architecture:
     norm: str = "model.norm"
     head: str = "lm_head"
     stored_head: str = "lm_head"
+    attention_out: tuple[str, ...] = ("self_attn.o_proj.weight", "self_attn.o_proj.bias")
+    mlp_out: tuple[str, ...] = ("mlp.down_proj.weight", "mlp.down_proj.bias")
+    unit_offset: bool = False
+    experts: Experts | None = None
     per_layer: tuple[str, ...] = ()
     full_attention_until: str | None = None
+    sparse_layers: bool = False
+    forbidden: tuple[str, ...] = ()
     obsolete: str = r"rotary_emb\.inv_freq"
 
     def layer_prefix(self, layer: int) -> str:
@@ -49,8 +112,30 @@ class Architecture:
         return f"{self.layers}.{layer}."
 
     def stored_name(self, name: str) -> str:
-        """Return a tensor's name in checkpoint files, given its name in the model."""
+        """Return a tensor's name in checkpoint files, given its name in the model (outside the experts)."""
         return re.sub(rf"^{re.escape(self.head)}\.", f"{self.stored_head}.", name)
+
+    def stored_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes as files have them, given those of the live model."""
+        stored: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            match = re.match(rf"({re.escape(self.layers)}\.\d+\.)(.+)", name)
+            if match is None or self.experts is None:
+                stored[self.stored_name(name)] = shape
+            else:
+                stored |= {match[1] + n: s for n, s in self.experts.unstacked(match[2], shape).items()}
+        return stored
+
+    def live_layer(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a live layer, given those of the files, by name inside the layer."""
+        return dict(tensors) if self.experts is None else self.experts.stacked(tensors)
+
+    def branch(self, suffix: str) -> str | None:
+        """Return which branch a tensor of a layer is the output of: ``"attention"``, ``"mlp"`` or none."""
+        plain = re.sub(r"(?<=\.)\d+(?=\.)", "*", suffix)
+        if plain in self.attention_out:
+            return "attention"
+        return "mlp" if plain in self.mlp_out else None
 
     def ignores(self, name: str) -> bool:
         """Say whether a tensor of a checkpoint is of no use: obsolete, or a head (which may be tied)."""
@@ -64,13 +149,21 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("mistral"),
         Architecture("qwen2", per_layer=("layer_types",), full_attention_until="max_window_layers"),
         Architecture("qwen3", per_layer=("layer_types",), full_attention_until="max_window_layers"),
-        Architecture("gemma3_text", per_layer=("layer_types",)),
+        Architecture(
+            "gemma3_text",
+            per_layer=("layer_types",),
+            attention_out=("post_attention_layernorm.weight",),
+            mlp_out=("post_feedforward_layernorm.weight",),
+            unit_offset=True,
+        ),
         Architecture(
             "gpt_neox",
             layers="gpt_neox.layers",
             embeddings=("gpt_neox.embed_in",),
             norm="gpt_neox.final_layer_norm",
             stored_head="embed_out",
+            attention_out=("attention.dense.weight", "attention.dense.bias"),
+            mlp_out=("mlp.dense_4h_to_h.weight", "mlp.dense_4h_to_h.bias"),
             obsolete=r"rotary_emb\.inv_freq|attention\.(bias|masked_bias)",
         ),
     )
@@ -81,7 +174,7 @@ def architecture_of(config: Any) -> Architecture:
     """Return the architecture of a transformers config.
 
     Raises:
-        ModelError: If its ``model_type`` is not understood.
+        ModelError: If its ``model_type`` is not understood, or it sets an entry that makes layers depend on depth.
     """
     model_type = getattr(config, "model_type", None)
     if model_type not in ARCHITECTURES:
@@ -90,24 +183,46 @@ def architecture_of(config: Any) -> Architecture:
             "it, write a row of tailorlib.models.architecture.ARCHITECTURES (where its layers, embeddings, norm "
             "and head live, and its per-layer config lists) and let the tests in tests/models run over it."
         )
-    return ARCHITECTURES[model_type]
+    architecture = ARCHITECTURES[model_type]
+    found = [name for name in architecture.forbidden if getattr(config, name, None)]
+    if found:
+        raise ModelError(
+            f"A layer that moves computes the same; with {', '.join(found)} set, a layer of "
+            f"{model_type!r} depends on its depth. Use a model without."
+        )
+    return architecture
 
 
 def layer_types(config: Any) -> tuple[str, ...]:
-    """Return the type of each decoder layer; all ``"full_attention"`` if the config names none."""
+    """Return the attention type of each decoder layer; all ``"full_attention"`` if the config names none."""
     types = getattr(config, "layer_types", None)
     return tuple(types) if types else (FULL_ATTENTION,) * int(config.num_hidden_layers)
 
 
-def layer_signature(config: Any, layer: int) -> tuple[Any, ...]:
-    """Return all per-layer config values of a layer: layers can replace each other if these are equal."""
-    lists = (getattr(config, name, None) for name in architecture_of(config).per_layer)
-    return tuple(values[layer] for values in lists if values is not None)
+def layer_kinds(config: Any) -> tuple[str, ...]:
+    """Return the kind of each decoder layer: layers can replace each other if their kinds are equal.
+
+    A kind names the attention type, and what else the config says of single layers: ``no_rope_layers=0``,
+    ``experts``.
+    """
+    architecture, types = architecture_of(config), layer_types(config)
+    lists = {name: getattr(config, name, None) for name in architecture.per_layer if name != "layer_types"}
+    kinds = []
+    for i, kind in enumerate(types):
+        parts = [f"{name}={values[i]}" for name, values in lists.items() if values is not None]
+        if architecture.sparse_layers:
+            parts.append("experts" if _has_experts(config, i) else "dense")
+        kinds.append(", ".join((kind, *parts)))
+    return tuple(kinds)
+
+
+def _has_experts(config: Any, layer: int) -> bool:
+    return layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0
 
 
 def slot_index(plan: LayerPlan) -> int:
     """Return the source layer whose per-layer config values a plan's layer takes."""
-    return plan.base.layer if plan.base is not None else plan.sources[0].layer
+    return plan.sources[0].layer
 
 
 def cut_config(config: Any, source: Any, kept: Sequence[int]) -> None:
@@ -126,6 +241,9 @@ def cut_config(config: Any, source: Any, kept: Sequence[int]) -> None:
         values = getattr(source, name, None)
         if values is not None:
             setattr(config, name, [values[i] for i in kept])
+    if architecture.sparse_layers:
+        config.decoder_sparse_step = 1
+        config.mlp_only_layers = [new for new, i in enumerate(kept) if not _has_experts(source, i)]
     count = architecture.full_attention_until
     if count is not None and getattr(source, "use_sliding_window", False):
         # transformers reads the sliced layer_types; other programs read only this number

@@ -6,7 +6,8 @@ computed in float32 and rounded to the stored data type, before anything casts i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,21 +15,29 @@ from torch import Tensor
 from tailorlib.exceptions import ModelError
 from tailorlib.models.architecture import Architecture
 from tailorlib.models.checkpoint import Checkpoint
-from tailorlib.operation import OPERATIONS, MergeOperation
+from tailorlib.operation import OPERATIONS, MergeOperation, Statistic, is_finite
 from tailorlib.seeding import torch_generator
-from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring
+from tailorlib.tailoring import BASE, SELECT, LayerPlan, LayerSource, Owner, PartPlan, Tailoring
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor of one model, by its name in checkpoint files."""
+
+    model: str
+    name: str
 
 
 class Assembly:
     """Makes the tensors of a tailored model from the checkpoints of its family.
 
-    Every tensor has the data type that the base model stores it in.
+    Tensors are named as checkpoint files name them, and have the data type that the base model stores them in.
 
     Args:
         architecture: Where the parts of these models live.
         checkpoints: The checkpoints by family name; the base is called ``"base"``.
-        layer_suffixes: Names of each layer's tensors, without the layer's prefix.
-        outer_names: Names of the tensors outside the layers; without the head's if it is tied.
+        layer_suffixes: Names of each layer's tensors in files, without the layer's prefix.
+        outer_names: Names in the model of the tensors outside the layers; without the head's if it is tied.
     """
 
     def __init__(
@@ -40,7 +49,10 @@ class Assembly:
     ) -> None:
         self.architecture, self.checkpoints = architecture, checkpoints
         self.layer_suffixes, self.outer_names = layer_suffixes, outer_names
+        self.statistics: Callable[[Statistic, str, str], Tensor | None] | None = None
+        """Finds a statistic of a model's tensor, by kind, model and name; set by the family that can."""
         self._operations: dict[str, MergeOperation] = {}
+        self._sound: set[tuple[int, str]] = set()
 
     def layer_tensors(
         self, plan: LayerPlan, seed: int, device: torch.device | None = None
@@ -55,12 +67,29 @@ class Assembly:
         Yields:
             The name inside the layer and the tensor. A selected tensor is the checkpoint's own, on the CPU.
         """
-        operation = None if plan.is_selection else self.operation(plan.operation)
-        for suffix in self.layer_suffixes[plan.sources[0].layer]:
-            if operation is None:
-                yield suffix, self._select(plan.sources[0], suffix)
-            else:
-                yield suffix, self._merge(operation, plan, suffix, seed, device)
+        for suffix in self.suffixes(plan):
+            yield suffix, self.layer_tensor(plan, suffix, seed, device)
+
+    def layer_tensor(self, plan: LayerPlan, suffix: str, seed: int, device: torch.device | None = None) -> Tensor:
+        """Return one tensor of a layer, given its name inside the layer; see :meth:`layer_tensors`."""
+        part = plan.plan_of(suffix)
+        sources = [self._named(source, suffix) for source in part.sources]
+        if part.operation == SELECT:
+            tensor = self._stored(sources[0])
+        else:
+            base = None if part.base is None else self._named(part.base, suffix)
+            tensor = self._merge(part, sources, base, seed, device)
+        return self._scaled(tensor, plan, suffix)
+
+    def suffixes(self, plan: LayerPlan) -> tuple[str, ...]:
+        """Return the names of a layer's tensors inside the layer."""
+        return self.layer_suffixes[plan.sources[0].layer]
+
+    def taken_from(self, plan: LayerPlan, suffix: str) -> LayerSource | None:
+        """Return the layer whose tensor is taken as it is, or ``None`` if one is computed."""
+        part = plan.plan_of(suffix)
+        scaled = self._factor(plan, suffix) != 1
+        return part.sources[0] if part.operation == SELECT and not scaled else None
 
     def operation(self, name: str) -> MergeOperation:
         """Return the merge operation of that name, made without arguments: a plan holds all it needs.
@@ -78,34 +107,43 @@ class Assembly:
 
     def layer_shapes(self, plan: LayerPlan) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
         """Yield name, shape and data type of what :meth:`layer_tensors` would yield."""
-        layer = plan.sources[0].layer
-        for suffix in self.layer_suffixes[layer]:
-            name = self.architecture.layer_prefix(layer) + suffix
+        for suffix in self.suffixes(plan):
+            name = self.architecture.layer_prefix(plan.sources[0].layer) + suffix
             yield suffix, self.checkpoints[BASE].shape(name), self.checkpoints[BASE].dtype(name)
 
-    def owner(self, tailoring: Tailoring, name: str) -> str:
-        """Return the model that gives a tensor outside the layers.
+    def owner(self, tailoring: Tailoring, name: str) -> Owner:
+        """Return what gives a tensor outside the layers, given its name in the model.
 
         Raises:
             ModelError: If the tensor belongs to no known part.
         """
         parts = {self.architecture.norm: tailoring.norm, self.architecture.head: tailoring.head}
         parts |= dict.fromkeys(self.architecture.embeddings, tailoring.embeddings)
-        for module, model in parts.items():
+        for module, owner in parts.items():
             if name.startswith(module + "."):
-                return model
+                return owner
         raise ModelError(
             f"Models of type {self.architecture.model_type!r} have the tensor {name!r}, which belongs to neither "
             "embeddings, norm, head nor layers. Correct the row in tailorlib.models.architecture."
         )
 
-    def outer_tensors(self, tailoring: Tailoring) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of embeddings, final norm and head with their full names, one at a time.
+    def outer_tensors(
+        self, tailoring: Tailoring, device: torch.device | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of embeddings, final norm and head with their names in the model, one at a time.
 
         A head that is tied to the embeddings isn't among them.
         """
         for name in self.outer_names:
-            yield name, self.tensor(self.owner(tailoring, name), name)
+            yield name, self.outer_tensor(self.owner(tailoring, name), name, tailoring.seed, device)
+
+    def outer_tensor(self, owner: Owner, name: str, seed: int, device: torch.device | None = None) -> Tensor:
+        """Return one tensor outside the layers, given what gives it and its name in the model."""
+        stored = self.architecture.stored_name(name)
+        if isinstance(owner, str):
+            return self._stored(Named(owner, stored))
+        base = None if owner.base is None else Named(owner.base, stored)
+        return self._merge(owner, [Named(model, stored) for model in owner.models], base, seed, device)
 
     def outer_shapes(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
         """Yield name, shape and data type of what :meth:`outer_tensors` would yield."""
@@ -113,33 +151,71 @@ class Assembly:
             stored = self.architecture.stored_name(name)
             yield name, self.checkpoints[BASE].shape(stored), self.checkpoints[BASE].dtype(stored)
 
-    def tensor(self, model: str, name: str) -> Tensor:
-        """Return a model's tensor, given its name in the model, in the base's stored data type."""
-        stored = self.architecture.stored_name(name)
-        return self.checkpoints[model].tensor(stored).to(self.checkpoints[BASE].dtype(stored))
+    def read(self, tensor: Named) -> Tensor:
+        """Return a model's tensor as its checkpoint has it.
 
-    def _select(self, source: LayerSource, suffix: str) -> Tensor:
-        return self.tensor(source.model, self.architecture.layer_prefix(source.layer) + suffix)
+        Raises:
+            ModelError: If it can't be read, or holds NaN or Inf.
+        """
+        checkpoint, name = self.checkpoints[tensor.model].origin(tensor.name)
+        found = checkpoint.tensor(name)
+        if (id(checkpoint), name) not in self._sound:
+            if found.is_floating_point() and not is_finite(found):
+                bad = int((~torch.isfinite(found)).sum())
+                raise ModelError(
+                    f"The tensor {name!r} of the model {tensor.model!r} ({checkpoint.where(name)}) holds NaN or "
+                    f"Inf at {bad} of {found.numel()} entries. Fetch the model again, or leave it out."
+                )
+            self._sound.add((id(checkpoint), name))
+        return found
+
+    def _stored(self, tensor: Named) -> Tensor:
+        return self.read(tensor).to(self.checkpoints[BASE].dtype(tensor.name))
+
+    def _named(self, source: LayerSource, suffix: str) -> Named:
+        return Named(source.model, self.architecture.layer_prefix(source.layer) + suffix)
 
     def _merge(
-        self, operation: MergeOperation, plan: LayerPlan, suffix: str, seed: int, device: torch.device | None
+        self,
+        plan: LayerPlan | PartPlan,
+        sources: Sequence[Named],
+        base: Named | None,
+        seed: int,
+        device: torch.device | None,
     ) -> Tensor:
-        names = [self.architecture.layer_prefix(s.layer) + suffix for s in plan.sources]
-        stored = self.checkpoints[BASE].dtype(names[0])
+        operation = self.operation(plan.operation)
         # a source is not rounded to another stored type before the merge: that would change its task vector
-        tensors = [
-            self.checkpoints[s.model].tensor(name).to(device, torch.float32)
-            for s, name in zip(plan.sources, names, strict=True)
-        ]
-        base = None
-        if plan.base is not None:
-            name = self.architecture.layer_prefix(plan.base.layer) + suffix
-            base = self.checkpoints[plan.base.model].tensor(name).to(device, torch.float32)
         merged = operation.apply(
-            tensors,
-            base=base,
+            [self.read(source).to(device, torch.float32) for source in sources],
+            base=None if base is None else self.read(base).to(device, torch.float32),
             params=dict(plan.params),
-            generators=[torch_generator(seed, s.model, n) for s, n in zip(plan.sources, names, strict=True)],
-            where=f"{suffix} of {', '.join(map(str, plan.sources))}",
+            generators=[torch_generator(seed, source.model, source.name) for source in sources],
+            statistics=[self._statistic(operation, source, device) for source in sources],
+            where=f"{sources[0].name} of {', '.join(source.model for source in sources)}",
         )
-        return merged.to(stored)
+        return merged.to(self.checkpoints[BASE].dtype(sources[0].name))
+
+    def _statistic(self, operation: MergeOperation, source: Named, device: torch.device | None) -> Tensor | None:
+        if operation.statistic is None:
+            return None
+        if self.statistics is None:
+            raise ModelError(
+                f"{operation.name} needs layer statistics of every source, and the family has no calibration text "
+                "to gather them over. Give the recipe family.init_args.calibration, a text source."
+            )
+        found = self.statistics(operation.statistic, source.model, source.name)
+        return None if found is None else found.to(device)
+
+    def _factor(self, plan: LayerPlan, suffix: str) -> float:
+        branch = self.architecture.branch(suffix)
+        if branch is None:
+            return 1.0
+        return plan.attention_scale if branch == "attention" else plan.mlp_scale
+
+    def _scaled(self, tensor: Tensor, plan: LayerPlan, suffix: str) -> Tensor:
+        factor = self._factor(plan, suffix)
+        if factor == 1:
+            return tensor
+        wide = tensor.to(torch.float32)
+        scaled = (1 + wide) * factor - 1 if self.architecture.unit_offset else wide * factor
+        return scaled.to(tensor.dtype)

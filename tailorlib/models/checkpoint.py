@@ -61,6 +61,10 @@ class Checkpoint(ABC):
         """Return the checkpoint that really holds a tensor: equal origins are equal tensors."""
         return self, name
 
+    def where(self, name: str) -> str:
+        """Return where a tensor is stored, for error messages."""
+        return type(self).__name__
+
     def __contains__(self, name: str) -> bool:
         return name in self.keys()
 
@@ -152,6 +156,10 @@ class SafetensorsCheckpoint(Checkpoint):
         except (OSError, SafetensorError) as error:
             raise ModelError(f"The tensor {name!r} of {str(file)!r} can't be read: {error}.") from error
         return tensor
+
+    def where(self, name: str) -> str:
+        """Return the file that holds a tensor."""
+        return str(self._find(name).file)
 
     def __contains__(self, name: str) -> bool:
         return name in self._info

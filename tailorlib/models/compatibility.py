@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tailorlib.models.architecture import Architecture, layer_types
+from tailorlib.models.architecture import Architecture, layer_kinds
 from tailorlib.models.checkpoint import Checkpoint
 
 _HARD = (
@@ -35,7 +35,7 @@ def config_differences(base: Any, candidate: Any) -> tuple[list[str], list[str]]
         The differences that forbid stitching, and those worth a warning; each names both values.
     """
     hard = _differences(_HARD, base, candidate)
-    if not hard and layer_types(base) != layer_types(candidate):
+    if not hard and layer_kinds(base) != layer_kinds(candidate):
         hard.append("layers of other types than the base's")
     return hard, _differences(_SOFT, base, candidate)
 
@@ -47,22 +47,20 @@ def shape_differences(
 
     Args:
         architecture: The base's architecture.
-        names: Shape of each tensor, by its name in the model.
+        names: Shape of each tensor, by its name in files.
         checkpoint: The checkpoint.
 
     Returns:
         The first differences in words; empty if there are none.
     """
     wrong = []
-    for name, shape in names.items():
-        stored = architecture.stored_name(name)
+    for stored, shape in names.items():
         if stored not in checkpoint:
             wrong.append(f"{stored!r} is missing")
         elif checkpoint.shape(stored) != shape:
             wrong.append(f"{stored!r} has the shape {list(checkpoint.shape(stored))} instead of {list(shape)}")
-    known = {architecture.stored_name(name) for name in names}
     # a tensor that the base doesn't have would be lost: a bias, or the parts of a quantised weight
-    unread = [n for n in checkpoint.keys() if n not in known and not architecture.ignores(n)]  # noqa: SIM118
+    unread = [n for n in checkpoint.keys() if n not in names and not architecture.ignores(n)]  # noqa: SIM118
     wrong += [f"{name!r} is not in the base's architecture" for name in unread]
     more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return "; ".join(wrong[:3]) + more

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from tailorlib.exceptions import ModelError, RecipeError, did_you_mean
 from tailorlib.models.adapter import AdapterCheckpoint
-from tailorlib.models.architecture import Architecture, architecture_of, layer_signature, layer_types
+from tailorlib.models.architecture import Architecture, architecture_of, layer_kinds
 from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tailorlib.models.compatibility import config_differences, shape_differences
@@ -21,7 +21,7 @@ from tailorlib.models.source import ModelSource, resolve
 from tailorlib.models.stitching import Stitcher, build_skeleton
 from tailorlib.registry import Registry
 from tailorlib.search_space import FamilyLayout
-from tailorlib.tailoring import BASE, LayerPlan, Tailoring
+from tailorlib.tailoring import BASE, SELECT, LayerPlan, PartPlan, Tailoring, models_of
 
 _log = logging.getLogger(__name__)
 
@@ -106,8 +106,8 @@ class ModelFamily:
     @property
     def layout(self) -> FamilyLayout:
         """Names of the candidates in recipe order, number and types of the layers."""
-        types = layer_types(self.config)
-        return FamilyLayout(tuple(n for n in self.checkpoints if n != BASE), len(types), types)
+        kinds = layer_kinds(self.config)
+        return FamilyLayout(tuple(n for n in self.checkpoints if n != BASE), len(kinds), kinds)
 
     @property
     def config(self) -> Any:
@@ -207,31 +207,42 @@ class ModelFamily:
             ModelError: If it names an unknown model or layer, or mixes layers of different types.
             PluginError: If it names an unknown operation.
         """
-        for part in ("embeddings", "norm", "head"):
-            self._check_model(getattr(tailoring, part), part)
+        for part, owner in tailoring.parts.items():
+            for model in models_of(owner):
+                self._check_model(model, part)
+            if isinstance(owner, PartPlan):
+                self._check_operation(owner, owner.models, part)
         for i, plan in enumerate(tailoring.layers):
             self._check_plan(i, plan)
 
     def _check_plan(self, i: int, plan: LayerPlan) -> None:
-        drawn = (*plan.sources, *([plan.base] if plan.base is not None else []))
         number = int(self.config.num_hidden_layers)
-        for source in drawn:
+        for source in plan.drawn:
             self._check_model(source.model, f"layer {i}")
             if source.layer >= number:
                 raise ModelError(
                     f"Layer {i} of the tailoring takes {source}; the models have the layers 0 to {number - 1}."
                 )
-        kinds = {layer_signature(self.config, s.layer): s for s in drawn}
+        all_kinds = layer_kinds(self.config)
+        kinds = {all_kinds[s.layer]: s for s in plan.drawn}
         if len(kinds) > 1:
-            listed = ", ".join(f"{s} ({', '.join(map(str, kind))})" for kind, s in kinds.items())
+            listed = ", ".join(f"{s} ({kind})" for kind, s in kinds.items())
             raise ModelError(f"Layers of one type can be merged; layer {i} of the tailoring draws on {listed}.")
-        if not plan.is_selection:
-            operation = self.assembly.operation(plan.operation)
-            if len(plan.sources) < 2 or (operation.needs_base and plan.base is None):
-                needed = "two or more sources" + (" and a base" if operation.needs_base else "")
+        suffixes = self.assembly.suffixes(plan)
+        for name, part in (("", plan), *plan.parts):
+            if not any(name in suffix for suffix in suffixes):
                 raise ModelError(
-                    f"{plan.operation} needs {needed}; layer {i} of the tailoring has {plan.to_dict()}."
+                    f"Layer {i} of the tailoring has a plan for its part {name!r}, which matches none of the "
+                    f"tensors {', '.join(suffixes)}."
                 )
+            if part.operation != SELECT:
+                self._check_operation(part, part.sources, f"layer {i}")
+
+    def _check_operation(self, plan: LayerPlan | PartPlan, sources: Sequence[object], where: str) -> None:
+        operation = self.assembly.operation(plan.operation)
+        if len(sources) < 2 or (operation.needs_base and plan.base is None):
+            needed = "two or more sources" + (" and a base" if operation.needs_base else "")
+            raise ModelError(f"{plan.operation} needs {needed}; {where} of the tailoring has {plan.to_dict()}.")
 
     def _check_model(self, model: str, part: str) -> None:
         if model not in self.checkpoints:
@@ -258,9 +269,10 @@ class ModelFamily:
         checkpoint = SafetensorsCheckpoint(source.folder)
         config = load_config(source)
         architecture = architecture_of(config)
-        names = {n: tuple(p.shape) for n, p in build_skeleton(config, torch.float32).state_dict().items()}
+        live = {n: tuple(p.shape) for n, p in build_skeleton(config, torch.float32).state_dict().items()}
         if config.tie_word_embeddings:
-            names = {n: s for n, s in names.items() if not n.startswith(architecture.head + ".")}
+            live = {n: s for n, s in live.items() if not n.startswith(architecture.head + ".")}
+        names = architecture.stored_shapes(live)
         wrong = shape_differences(architecture, names, checkpoint)
         if wrong:
             raise ModelError(f"The checkpoint {str(source.folder)!r} doesn't fit its config: {wrong}.")
@@ -271,7 +283,7 @@ class ModelFamily:
             architecture,
             self._checkpoints,
             tuple(tuple(n.removeprefix(p) for n in names if n.startswith(p)) for p in prefixes),
-            tuple(n for n in names if not n.startswith(architecture.layers + ".")),
+            tuple(n for n in live if not n.startswith(architecture.layers + ".")),
         )
 
     def _open_candidate(self, name: str, reference: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from tailorlib.models.architecture import cut_config, slot_index
 from tailorlib.models.assembly import Assembly
-from tailorlib.tailoring import LayerPlan, Tailoring
+from tailorlib.tailoring import LayerPlan, LayerSource, Owner, Tailoring
 
 
 def build_skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
@@ -62,12 +62,12 @@ class MergedLayers:
 
     def __init__(self, budget: int) -> None:
         self.budget, self.nbytes, self.hits, self.misses = budget, 0, 0, 0
-        self._layers: OrderedDict[tuple[LayerPlan, int], LayerModules] = OrderedDict()
+        self._layers: OrderedDict[Hashable, LayerModules] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._layers)
 
-    def get(self, key: tuple[LayerPlan, int]) -> LayerModules | None:
+    def get(self, key: Hashable) -> LayerModules | None:
         """Return a kept layer and count a hit, or ``None`` and count a miss."""
         layer = self._layers.get(key)
         if layer is None:
@@ -77,7 +77,7 @@ class MergedLayers:
             self._layers.move_to_end(key)
         return layer
 
-    def put(self, key: tuple[LayerPlan, int], layer: LayerModules) -> None:
+    def put(self, key: Hashable, layer: LayerModules) -> None:
         """Keep a layer, and drop old ones until the budget holds."""
         self._layers[key] = layer
         self.nbytes += layer.nbytes
@@ -111,7 +111,7 @@ class Stitcher:
         self.assembly, self.config, self.device, self.dtype = assembly, config, device, dtype
         self.merged = MergedLayers(merge_cache_bytes)
         self._selected: dict[tuple[str, int], LayerModules] = {}
-        self._outer: dict[tuple[int, str], nn.Parameter] = {}
+        self._outer: dict[tuple[int, str], LayerModules] = {}
         self.model = build_skeleton(config, dtype)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
@@ -145,7 +145,7 @@ class Stitcher:
         for plan in tailoring.layers:
             key = (plan, tailoring.seed)
             if plan.is_selection:
-                layer = self._select(plan, tailoring.seed)
+                layer = self._select(plan.sources[0], tailoring.seed)
             else:
                 layer = held[key] = held.get(key) or self._merge(plan, tailoring.seed)
             source = plan.sources[0]
@@ -156,22 +156,31 @@ class Stitcher:
             uses[name] += 1
         return modules
 
-    def _select(self, plan: LayerPlan, seed: int) -> LayerModules:
-        source = plan.sources[0]
+    def _select(self, source: LayerSource, seed: int) -> LayerModules:
         key = (source.model, source.layer)
         if key not in self._selected:
-            self._selected[key] = self._materialise(self.assembly.layer_tensors(plan, seed))
+            self._selected[key] = self._materialise(self.assembly.layer_tensors(LayerPlan((source,)), seed))
         return self._selected[key]
 
     def _merge(self, plan: LayerPlan, seed: int) -> LayerModules:
         layer = self.merged.get((plan, seed))
         if layer is None:
-            layer = self._materialise(self.assembly.layer_tensors(plan, seed, self.device))
+            layer = self._materialise(self._tensors(plan, seed))
             self.merged.put((plan, seed), layer)
         return layer
 
+    def _tensors(self, plan: LayerPlan, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield a layer's tensors; those taken as they are by reference, if files name them as models do."""
+        for suffix in self.assembly.suffixes(plan):
+            source = self.assembly.taken_from(plan, suffix)
+            if source is not None and self.assembly.architecture.experts is None:
+                yield suffix, self._select(source, seed).tensors[suffix]
+            else:
+                yield suffix, self.assembly.layer_tensor(plan, suffix, seed, self.device)
+
     def _materialise(self, tensors: Iterable[tuple[str, Tensor]]) -> LayerModules:
-        return LayerModules({name: t.to(self.device, self.dtype) for name, t in tensors})
+        placed = {name: t.to(self.device, self.dtype) for name, t in tensors}
+        return LayerModules(self.assembly.architecture.live_layer(placed))
 
     def _module(self, plan: LayerPlan, tensors: dict[str, Tensor]) -> nn.Module:
         # the config is shared and not copied: the live model's settings must reach every layer
@@ -185,16 +194,27 @@ class Stitcher:
         for name in self.assembly.outer_names:
             module, _, attribute = name.rpartition(".")
             owner = self.assembly.owner(tailoring, name)
-            setattr(self.model.get_submodule(module), attribute, self._outer_parameter(owner, name))
+            setattr(
+                self.model.get_submodule(module), attribute, self._outer_parameter(owner, name, tailoring.seed)
+            )
         if self.model.config.tie_word_embeddings:
             embeddings = self.model.get_input_embeddings()
             self.model.get_output_embeddings().weight = embeddings.weight
 
-    def _outer_parameter(self, model: str, name: str) -> nn.Parameter:
+    def _outer_parameter(self, owner: Owner, name: str, seed: int) -> Tensor:
+        if not isinstance(owner, str):
+            merged = self.merged.get((owner, name, seed))
+            if merged is None:
+                merged = self._placed(owner, name, seed)
+                self.merged.put((owner, name, seed), merged)
+            return merged.tensors[name]
         # an adapter that leaves the embeddings alone shares them with its base
-        checkpoint, stored = self.assembly.checkpoints[model].origin(self.assembly.architecture.stored_name(name))
+        checkpoint, stored = self.assembly.checkpoints[owner].origin(self.assembly.architecture.stored_name(name))
         key = (id(checkpoint), stored)
         if key not in self._outer:
-            tensor = self.assembly.tensor(model, name).to(self.device, self.dtype)
-            self._outer[key] = nn.Parameter(tensor, requires_grad=False)
-        return self._outer[key]
+            self._outer[key] = self._placed(owner, name, seed)
+        return self._outer[key].tensors[name]
+
+    def _placed(self, owner: Owner, name: str, seed: int) -> LayerModules:
+        tensor = self.assembly.outer_tensor(owner, name, seed, self.device).to(self.device, self.dtype)
+        return LayerModules({name: nn.Parameter(tensor, requires_grad=False)})

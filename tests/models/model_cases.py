@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tailorlib.models.architecture import layer_signature
+from tailorlib.models.architecture import layer_kinds
 from tailorlib.models.family import ModelFamily
 from tailorlib.operation import OPERATIONS
 from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
@@ -49,7 +49,7 @@ def random_tailoring(family: ModelFamily, seed: int) -> Tailoring:
     models, number = family.layout.models, family.layout.num_layers
     plans = []
     for i in sorted(rng.sample(range(number), number - 2)):
-        same = [j for j in range(number) if layer_signature(family.config, j) == layer_signature(family.config, i)]
+        same = [j for j in range(number) if layer_kinds(family.config)[j] == layer_kinds(family.config)[i]]
         if rng.random() < 0.5:
             plans.append(plan(f"{rng.choice(models)}:{rng.choice(same)}"))
         else:

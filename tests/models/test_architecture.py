@@ -12,7 +12,7 @@ from tailorlib.exceptions import ModelError
 from tailorlib.models.architecture import (
     ARCHITECTURES,
     architecture_of,
-    layer_signature,
+    layer_kinds,
     layer_types,
     slot_index,
     tailored_config,
@@ -36,7 +36,7 @@ def test_an_unknown_architecture_is_refused_by_name():
 
 def test_a_model_without_layer_types_has_full_attention():
     assert layer_types(config_of("llama")) == (FULL,) * LAYERS
-    assert layer_signature(config_of("llama"), 0) == ()
+    assert layer_kinds(config_of("llama")) == (FULL,) * LAYERS
 
 
 def test_layer_types_follow_the_kept_layers_and_not_the_pattern(tmp_path):
@@ -78,6 +78,6 @@ def test_a_layer_that_does_not_exist_is_refused():
         tailored_config(config_of("llama"), [0, 6])
 
 
-def test_a_merged_layer_stands_for_its_base_layer():
+def test_a_merged_layer_stands_for_its_first_source():
     assert slot_index(plan("a:2", "b:3", operation="Linear")) == 2
-    assert slot_index(plan("a:2", "b:2", operation="TIES", base="base:4")) == 4
+    assert slot_index(plan("a:2", "b:2", operation="TIES", base="base:4")) == 2

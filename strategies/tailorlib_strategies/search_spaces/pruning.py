@@ -155,7 +155,7 @@ class PruningSpace(SearchSpace):
     def _kept(self, params: Params) -> list[int]:
         removed = params["removed"]
         assert isinstance(removed, tuple)
-        gone = {self._removable[position] for position in removed}
+        gone = {self._removable[int(position)] for position in removed}
         return [i for i in range(self.layout.num_layers) if i not in gone]
 
     def _chosen(self, params: Params, i: int) -> tuple[str, ...]:
