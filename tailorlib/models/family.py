@@ -240,8 +240,8 @@ class ModelFamily:
 
     def _check_operation(self, plan: LayerPlan | PartPlan, sources: Sequence[object], where: str) -> None:
         operation = self.assembly.operation(plan.operation)
-        if len(sources) < 2 or (operation.needs_base and plan.base is None):
-            needed = "two or more sources" + (" and a base" if operation.needs_base else "")
+        if len(sources) < operation.min_sources or (operation.needs_base and plan.base is None):
+            needed = f"{operation.min_sources} or more sources" + (" and a base" if operation.needs_base else "")
             raise ModelError(f"{plan.operation} needs {needed}; {where} of the tailoring has {plan.to_dict()}.")
 
     def _check_model(self, model: str, part: str) -> None:
