@@ -101,7 +101,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             head, _, _ = page.read_text(encoding="utf-8").partition(MARK)
             page.write_text(f"{head}{MARK}\n\n{EVIDENCE.text(table)}\n", encoding="utf-8")
         elif lacking := EVIDENCE.lacking(table):
-            print(f"\ndocs/reference/{table}.md lacks {', '.join(lacking)}: run make reference")
+            session.config.get_terminal_writer().line(
+                f"docs/reference/{table}.md lacks {', '.join(lacking)}: run make reference"
+            )
             session.exitstatus = 1
 
 
