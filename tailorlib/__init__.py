@@ -2,10 +2,10 @@
 
 from tailorlib.distributions import Categorical, Distribution, Float, Integer, Params, Subset
 from tailorlib.fitness import Fitness, Measurement
-from tailorlib.operation import MergeOperation, Operation
+from tailorlib.operation import MergeOperation, Operation, Statistic
 from tailorlib.optimizer import Optimizer
 from tailorlib.search_space import FamilyLayout, SearchSpace
-from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
+from tailorlib.tailoring import LayerPlan, LayerSource, PartPlan, Tailoring
 from tailorlib.text import TextSource
 from tailorlib.trial import Trial
 from tailorlib.version import __version__
@@ -25,7 +25,9 @@ __all__ = [
     "Operation",
     "Optimizer",
     "Params",
+    "PartPlan",
     "SearchSpace",
+    "Statistic",
     "Subset",
     "Tailoring",
     "TextSource",

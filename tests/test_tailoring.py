@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tailorlib import LayerPlan, LayerSource, Tailoring, Trial
+from tailorlib import LayerPlan, LayerSource, PartPlan, Tailoring, Trial
 from tailorlib.exceptions import JournalError, RecipeError
 
 MERGE = LayerPlan(
@@ -25,21 +25,41 @@ values = st.one_of(
     st.integers(-5, 5),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(max_size=5),
-    st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    st.lists(st.integers(0, 9) | st.floats(0, 1), max_size=3).map(tuple),
 )
+params = st.dictionaries(st.sampled_from(["scale", "density", "weights"]), values).map(lambda d: tuple(d.items()))
+operations = st.sampled_from(["TIES", "My_Merge"])
+parts = st.builds(
+    LayerPlan,
+    st.lists(sources, min_size=1, max_size=3, unique=True).map(tuple),
+    operations,
+    params,
+    st.none() | sources,
+)
+scales = st.floats(-2, 2) | st.just(1.0)
 plans = st.builds(
     LayerPlan,
     st.lists(sources, min_size=1, max_size=3, unique=True).map(tuple),
-    st.sampled_from(["TIES", "My_Merge"]),
-    st.dictionaries(st.sampled_from(["scale", "density", "t"]), values).map(lambda d: tuple(d.items())),
+    operations,
+    params,
     st.none() | sources,
+    scales,
+    scales,
+    st.dictionaries(st.sampled_from(["mlp", "self_attn", "norm"]), parts).map(lambda d: tuple(d.items())),
+)
+owners = names | st.builds(
+    PartPlan,
+    st.lists(names, min_size=1, max_size=3, unique=True).map(tuple),
+    operations,
+    params,
+    st.none() | names,
 )
 tailorings = st.builds(
     Tailoring,
     st.lists(plans, min_size=1, max_size=4).map(tuple),
-    embeddings=names,
-    norm=names,
-    head=names,
+    embeddings=owners,
+    norm=owners,
+    head=owners,
     seed=st.integers(0, 2**63 - 1),
 )
 
@@ -123,3 +143,74 @@ def test_a_trial_survives_a_journal_line() -> None:
     assert Trial.from_dict(trial.to_dict()) == trial
     with pytest.raises(JournalError, match="no trial"):
         Trial.from_dict({"number": 1})
+
+
+def test_a_part_is_made_by_the_first_plan_whose_filter_matches() -> None:
+    attention, projections = LayerPlan((LayerSource("a", 1),)), LayerPlan((LayerSource("b", 2),))
+    plan = LayerPlan((LayerSource("base", 1),), parts=(("self_attn", attention), ("_proj", projections)))
+    assert plan.plan_of("self_attn.q_proj.weight") is attention
+    assert plan.plan_of("mlp.up_proj.weight") is projections
+    assert plan.plan_of("input_layernorm.weight") is plan
+    assert plan.drawn == (LayerSource("base", 1), LayerSource("a", 1), LayerSource("b", 2))
+    assert not plan.is_selection
+    assert Tailoring((plan,)).models == ("a", "b", "base")
+
+
+def test_a_scaled_layer_is_no_plain_selection_and_says_its_scale() -> None:
+    plan = LayerPlan((LayerSource("base", 1),), mlp_scale=0.5)
+    assert not plan.is_selection
+    assert plan.to_dict() == {"sources": ["base:1"], "mlp_scale": 0.5}
+    assert LayerPlan((LayerSource("base", 1),), mlp_scale=1).is_selection
+
+
+def test_the_parts_around_the_layers_can_be_merges() -> None:
+    merged = PartPlan(("a", "b"), "TIES", (("density", 0.5),), base="base")
+    tailoring = Tailoring((LayerPlan((LayerSource("c", 0),)),), head=merged)
+    assert tailoring.models == ("a", "b", "base", "c")
+    assert tailoring.to_dict()["head"] == {
+        "models": ["a", "b"],
+        "operation": "TIES",
+        "params": {"density": 0.5},
+        "base": "base",
+    }
+
+
+def selection() -> dict[str, Any]:
+    return {"sources": ["base:1"]}
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({**selection(), "mlp_scale": float("inf")}, "finite"),
+        ({**selection(), "mlp_scale": True}, "mlp_scale is a number, got True"),
+        ({**selection(), "parts": {"mlp": {**selection(), "parts": {"up": selection()}}}}, "no parts of its own"),
+        ({**selection(), "parts": {"mlp": {**selection(), "mlp_scale": 2.0}}}, "layer's own plan"),
+        ({**selection(), "parts": {"": selection()}}, "filter"),
+        ({**selection(), "parts": {"mlp": 3}}, "plans by filter, got {'mlp': 3}"),
+        ({**selection(), "params": {"scale": {"a": 1}}}, "a number, a word or a list"),
+    ],
+)
+def test_a_malformed_plan_is_explained(plan: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        LayerPlan.from_dict(plan)
+
+
+@pytest.mark.parametrize(
+    ("owner", "message"),
+    [
+        ({"models": ["a"]}, "has an operation"),
+        ({"models": [], "operation": "TIES"}, "at least one source"),
+        ({"models": "a", "operation": "TIES"}, "list of models"),
+        ({"models": ["a", "a"], "operation": "TIES"}, "each source once"),
+    ],
+)
+def test_a_malformed_owner_is_explained(owner: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Tailoring.from_dict({**TAILORING.to_dict(), "head": owner})
+
+
+def test_a_plan_that_contains_itself_is_refused() -> None:
+    text = "tailoring: 1\nlayers: [&l {sources: ['base:0'], parts: {mlp: *l}}]\n"
+    with pytest.raises(RecipeError, match="no parts of its own"):
+        Tailoring.from_yaml(text)

@@ -50,6 +50,7 @@ class ModelFamily:
         self._sources_found: dict[str, ModelSource] = {}
         self._references: dict[str, str] = {}
         self._config: Any = None
+        self._kinds: tuple[str, ...] = ()
         self._tokenizer: Any = None
         self._assembly: Assembly | None = None
         self._stitcher: Stitcher | None = None
@@ -106,8 +107,8 @@ class ModelFamily:
     @property
     def layout(self) -> FamilyLayout:
         """Names of the candidates in recipe order, number and types of the layers."""
-        kinds = layer_kinds(self.config)
-        return FamilyLayout(tuple(n for n in self.checkpoints if n != BASE), len(kinds), kinds)
+        self.assembly  # noqa: B018 (prepared?)
+        return FamilyLayout(tuple(n for n in self.checkpoints if n != BASE), len(self._kinds), self._kinds)
 
     @property
     def config(self) -> Any:
@@ -223,8 +224,7 @@ class ModelFamily:
                 raise ModelError(
                     f"Layer {i} of the tailoring takes {source}; the models have the layers 0 to {number - 1}."
                 )
-        all_kinds = layer_kinds(self.config)
-        kinds = {all_kinds[s.layer]: s for s in plan.drawn}
+        kinds = {self._kinds[s.layer]: s for s in plan.drawn}
         if len(kinds) > 1:
             listed = ", ".join(f"{s} ({kind})" for kind, s in kinds.items())
             raise ModelError(f"Layers of one type can be merged; layer {i} of the tailoring draws on {listed}.")
@@ -277,6 +277,7 @@ class ModelFamily:
         if wrong:
             raise ModelError(f"The checkpoint {str(source.folder)!r} doesn't fit its config: {wrong}.")
         self._checkpoints, self._sources_found, self._config = {BASE: checkpoint}, {BASE: source}, config
+        self._kinds = layer_kinds(config)
         prefixes = [architecture.layer_prefix(i) for i in range(config.num_hidden_layers)]
         self._names = names
         self._assembly = Assembly(

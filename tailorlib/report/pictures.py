@@ -21,7 +21,7 @@ from rich.text import Text
 
 from tailorlib.distributions import ParamValue
 from tailorlib.search_space import FamilyLayout
-from tailorlib.tailoring import LayerPlan, Tailoring
+from tailorlib.tailoring import SELECT, LayerPlan, Tailoring
 from tailorlib.trial import Trial, incumbent
 
 WIDTH, DPI = 16.0, 100
@@ -169,8 +169,8 @@ def layer_cells(tailoring: Tailoring, layout: FamilyLayout) -> dict[tuple[str, i
     """
     used: dict[tuple[str, int], str] = {}
     for plan in tailoring.layers:
-        for source in plan.sources:
-            kind = MERGED if len(plan.sources) > 1 else SELECTED
+        kind = MERGED if _is_merge(plan) else SELECTED
+        for source in (source for part in plan.plans for source in part.sources):
             used[source.model, source.layer] = (
                 MERGED if MERGED in (kind, used.get((source.model, source.layer))) else kind
             )
@@ -185,14 +185,14 @@ def layer_cells(tailoring: Tailoring, layout: FamilyLayout) -> dict[tuple[str, i
 def merge_labels(tailoring: Tailoring) -> dict[int, str]:
     """Return a short label of each merge, such as ``"TIES density=0.5 scale=1"``, by its (first) original layer.
 
-    Where every merge is of one operation its name is left out; the row's heading tells it.
+    Where every merge is of one operation its name is left out; the row's heading tells it. The branches' scales
+    stand behind, such as ``"attention x0.9"``.
     """
-    merges = [plan for plan in tailoring.layers if not plan.is_selection]
+    merges = [part for plan in tailoring.layers for part in plan.plans if part.operation != SELECT]
     named = len({plan.operation for plan in merges}) > 1 or any(not plan.params for plan in merges)
     labels: dict[int, str] = {}
-    for plan in merges:
-        values = [f"{name}={_value(value)}" for name, value in plan.params]
-        label = " ".join([plan.operation, *values] if named else values)
+    for plan in (plan for plan in tailoring.layers if not plan.is_selection):
+        label = _plan_label(plan, named=named)
         layer = _anchor(plan)
         labels[layer] = f"{labels[layer]}; {label}" if layer in labels else label
     return dict(sorted(labels.items()))
@@ -238,17 +238,34 @@ def _positions(tailoring: Tailoring) -> dict[int, list[int]]:
     return positions
 
 
+def _is_merge(plan: LayerPlan) -> bool:
+    return plan.operation != SELECT or bool(plan.parts)
+
+
+def _plan_label(plan: LayerPlan, *, named: bool) -> str:
+    values = [f"{name}={_value(value)}" for name, value in plan.params]
+    if named or not _is_merge(plan):
+        values = [plan.operation if _is_merge(plan) else "", *values]
+    values += [f"{name}:({_plan_label(part, named=True) or part.sources[0]})" for name, part in plan.parts]
+    branches = {"attention": plan.attention_scale, "mlp": plan.mlp_scale}
+    values += [f"{name} x{_value(scale)}" for name, scale in branches.items() if scale != 1]
+    return " ".join(filter(None, values))
+
+
 def _anchor(plan: LayerPlan) -> int:
     """The column of a plan: its first source's layer, which stands for all where a merge crosses depths."""
     return plan.sources[0].layer
 
 
 def _merge_heading(tailoring: Tailoring) -> str:
-    operations = {plan.operation for plan in tailoring.layers if not plan.is_selection}
+    plans = (part for plan in tailoring.layers for part in plan.plans)
+    operations = {plan.operation for plan in plans if plan.operation != SELECT}
     return operations.pop() if len(operations) == 1 else "merge"
 
 
 def _value(value: ParamValue) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_value, value))
     return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
