@@ -1,4 +1,4 @@
-"""The command line: ``tailor search | evaluate | export | plan | plugins``, on LightningCLI."""
+"""The command line: ``tailor search | evaluate | export | import | plan | plugins``, on LightningCLI."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tailorlib.console import quieten
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import (
+    REQUIRED,
     SECTIONS,
     check_recipe,
     clean_message,
@@ -33,7 +34,8 @@ from tailorlib.search.trainer import TailorTrainer
 from tailorlib.version import __version__
 
 RECIPE_NAME = "recipe.yaml"
-_VERBS = ("search", "evaluate", "export", "plan", "plugins")
+_STUDY_VERBS = ("search", "evaluate", "plan")
+_VERBS = (*_STUDY_VERBS, "export", "import", "plugins")
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,
     "accelerator": "auto",
@@ -105,13 +107,16 @@ class TailorCLI(LightningCLI):
         self.config_init = self.config.clone()
         settings = self.config_init[self.subcommand]
         faults: list[str] = []
-        keys = ("trainer",) if self.subcommand == "plugins" else (*SECTIONS, "trainer")
-        for key in keys:
+        sections = {"export": ("family",), "import": (), "plugins": ()}.get(str(self.subcommand), tuple(SECTIONS))
+        for key in (*sections, "trainer"):
             _build(self._parser(self.subcommand), settings, key, faults)
         if faults:
             raise RecipeError(list(dict.fromkeys(faults)))
         self.datamodule = None
-        self.model = None if self.subcommand == "plugins" else self._module(settings)
+        if self.subcommand in _STUDY_VERBS:
+            self.model = self._module(settings)
+        else:
+            self.model = settings["family"] if sections else None
         self.trainer = self.instantiate_trainer()
 
     def _module(self, settings: Namespace) -> SearchModule:
@@ -202,6 +207,8 @@ def _expand_plugins(args: list[str]) -> list[str]:
 
 def _expand_run(args: list[str]) -> list[str]:
     """Let a run folder stand for its recipe: ``export RUN``, ``evaluate RUN``, ``search --resume RUN``."""
+    if args[:1] == ["import"] and len(args) > 1 and not args[1].startswith("-"):
+        return ["import", "--source", *args[1:]]
     if not args or args[0] not in ("search", "evaluate", "export"):
         return args
     verb, rest = args[0], args[1:]
@@ -240,14 +247,11 @@ def _check_files(args: Sequence[str]) -> None:
     """Report all faults of the recipe files at once, before the parser stops at the first."""
     files = _values_of(args, "--config", "-c")
     faults = [fault for path in files for fault in check_recipe(read_recipe(path))]
-    if (
-        args
-        and args[0] in _VERBS[:-1]
-        and not {"--help", "-h", "--print_config"} & {a.split("=")[0] for a in args}
-    ):
+    needed = REQUIRED if args and args[0] in _STUDY_VERBS else REQUIRED[:1] if args[:1] == ["export"] else ()
+    if not {"--help", "-h", "--print_config"} & {a.split("=")[0] for a in args}:
         given = {key for path in files for key in read_recipe(path)}
         given |= {a.lstrip("-").split("=")[0].split(".")[0] for a in args if a.startswith("--")}
-        faults += missing_sections(given)
+        faults += missing_sections(given, needed)
     if faults:
         raise RecipeError(faults)
 

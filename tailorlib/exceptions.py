@@ -7,6 +7,7 @@ traceback and exits with status 2; anything else is a defect of the library and 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 
 
@@ -63,3 +64,23 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean {by_lower[close[0]]!r}?"
     return f" Known: {', '.join(known)}." if known else " None is known."
+
+
+class _Short(reprlib.Repr):
+    """Writes a few levels and items of anything, so that what is huge or contains itself costs nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple, self.maxstring = 4, 8, 8, 8, 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 256 else f"a whole number of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
+
+
+def shown(data: object) -> str:
+    """Return data as a message shows it: in at most 200 characters, with control characters escaped."""
+    text = _SHORT.repr(data)
+    return text if len(text) <= 200 else text[:200] + " ..."

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from filelock import FileLock, Timeout
 
 from tailorlib.exceptions import JournalError
+from tailorlib.files import replace_file
 from tailorlib.fitness import Measurement
 from tailorlib.trial import Trial
 
@@ -67,7 +68,7 @@ class Journal:
                 lock.release()
                 refuse_occupied(directory)
             data = {"kind": "header", "format": header.format, "environment": dict(header.environment)}
-            _replace_file(path, _line({**data, "identity": dict(header.identity)}))
+            replace_file(path, _line({**data, "identity": dict(header.identity)}))
         except OSError as error:
             raise JournalError(f"The run folder {str(directory)!r} can't be written: {error}.") from error
         return cls(path, header, lock)
@@ -268,15 +269,6 @@ def _line(data: Mapping[str, Any]) -> bytes:
 
 def _plain(data: Any) -> Any:
     return json.loads(json.dumps(data))
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _differences(old: Any, new: Any, where: str = "") -> list[str]:

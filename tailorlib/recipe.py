@@ -75,9 +75,9 @@ def check_recipe(data: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def missing_sections(given: Iterable[str]) -> list[str]:
-    """Return a fault for each required section that is not given."""
-    return [f"A recipe needs the section {key!r}; it is missing." for key in REQUIRED if key not in set(given)]
+def missing_sections(given: Iterable[str], needed: Iterable[str] = REQUIRED) -> list[str]:
+    """Return a fault for each needed section that is not given."""
+    return [f"A recipe needs the section {key!r}; it is missing." for key in needed if key not in set(given)]
 
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:

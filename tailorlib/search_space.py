@@ -10,6 +10,7 @@ import numpy as np
 
 from tailorlib.distributions import Distribution, Params
 from tailorlib.exceptions import PluginError, RecipeError
+from tailorlib.operation import MergeOperation
 from tailorlib.registry import Registry
 from tailorlib.tailoring import BASE, Tailoring
 
@@ -105,6 +106,13 @@ class SearchSpace(ABC):
     @abstractmethod
     def size(self) -> SpaceSize:
         """Return how large the space is."""
+
+    def operations(self) -> tuple[MergeOperation, ...]:
+        """Return the merge operations that its tailorings can use, after :meth:`setup`; none by default.
+
+        What a merge asks of its sources besides their weights (its ``statistic``) is gathered before the search.
+        """
+        return ()
 
     def complete(self, params: Params) -> Params:
         """Fill in parameters that an assignment leaves open with their distributions' defaults."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,9 @@ from typing import Any
 
 import yaml
 
+from tailorlib.bounded import check_size, load_yaml
 from tailorlib.distributions import ParamValue
-from tailorlib.exceptions import RecipeError
+from tailorlib.exceptions import RecipeError, shown
 
 BASE = "base"
 """The name of the base model in every family."""
@@ -63,6 +65,7 @@ class LayerPlan:
 
     def __post_init__(self) -> None:
         _check_sources(self.sources, self.operation, "layer")
+        _check_finite(self.params)
         for name in ("attention_scale", "mlp_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise RecipeError(f"A layer plan's {name} is a finite number, got {getattr(self, name)}.")
@@ -126,10 +129,12 @@ class LayerPlan:
         _check_keys(data, known, "layer plan")
         sources, parts = data.get("sources"), data.get("parts", {})
         if not isinstance(sources, list):
-            raise RecipeError(f"A layer plan has a list of sources, got {_shown(data)}.")
-        if not isinstance(parts, Mapping) or not all(isinstance(p, Mapping) for p in parts.values()):
-            raise RecipeError(f"The parts of a layer plan are plans by filter, got {_shown(parts)}.")
-        if parts and depth:  # also what ends a YAML alias that contains itself
+            raise RecipeError(f"A layer plan has a list of sources, got {shown(data)}.")
+        if not isinstance(parts, Mapping) or not all(
+            isinstance(name, str) and isinstance(part, Mapping) for name, part in parts.items()
+        ):
+            raise RecipeError(f"The parts of a layer plan are plans by filter, got {shown(parts)}.")
+        if parts and depth:  # also what ends a mapping that contains itself
             raise RecipeError("A part of a layer plan has no parts of its own. List all filters in one mapping.")
         operation, params = _parse_operation(data)
         return cls(
@@ -139,7 +144,7 @@ class LayerPlan:
             base=_parse_source(data["base"]) if data.get("base") is not None else None,
             attention_scale=_parse_number(data, "attention_scale"),
             mlp_scale=_parse_number(data, "mlp_scale"),
-            parts=tuple((str(name), cls._from_dict(part, depth + 1)) for name, part in parts.items()),
+            parts=tuple((name, cls._from_dict(part, depth + 1)) for name, part in parts.items()),
         )
 
     @cached_property
@@ -170,6 +175,7 @@ class PartPlan:
                 f"A merged part has an operation, got {list(self.models)} alone. Write the one model's name."
             )
         _check_sources(self.models, self.operation, "part")
+        _check_finite(self.params)
         object.__setattr__(self, "params", tuple(sorted(self.params)))
 
     def __str__(self) -> str:
@@ -190,10 +196,10 @@ class PartPlan:
         _check_keys(data, {"models", "operation", "params", "base"}, "merged part")
         models = data.get("models")
         if not isinstance(models, list):
-            raise RecipeError(f"A merged part has a list of models, got {_shown(data)}.")
+            raise RecipeError(f"A merged part has a list of models, got {shown(data)}.")
         operation, params = _parse_operation(data)
-        base = None if data.get("base") is None else str(data["base"])
-        return cls(tuple(map(str, models)), operation, params, base)
+        base = None if data.get("base") is None else _parse_model(data["base"])
+        return cls(tuple(map(_parse_model, models)), operation, params, base)
 
 
 Owner = str | PartPlan
@@ -258,16 +264,18 @@ class Tailoring:
             RecipeError: If a key is unknown, a value is malformed, or the format is of another version.
         """
         _check_keys(data, {"tailoring", "embeddings", "norm", "head", "seed", "layers"}, "tailoring")
-        if data.get("tailoring") != FORMAT_VERSION:
+        check_size(data, "A tailoring")
+        version = data.get("tailoring")
+        if version != FORMAT_VERSION or isinstance(version, bool):
             raise RecipeError(
-                f"A tailoring file says 'tailoring: {FORMAT_VERSION}', got {data.get('tailoring')!r}. It was "
+                f"A tailoring file says 'tailoring: {FORMAT_VERSION}', got {shown(version)}. It was "
                 "written by another version of tailorlib, or is no tailoring."
             )
         layers, seed = data.get("layers"), data.get("seed", 0)
-        if not isinstance(layers, list) or not all(isinstance(p, Mapping) for p in layers):
+        if not isinstance(layers, list):
             raise RecipeError(f"A tailoring has a list of layer plans, got {type(layers).__name__}.")
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise RecipeError(f"A tailoring's seed is a whole number, got {seed!r}.")
+        if not isinstance(seed, int) or not _is_number(seed):
+            raise RecipeError(f"A tailoring's seed is a whole number of at most 63 bits, got {shown(seed)}.")
         return cls(
             layers=tuple(LayerPlan.from_dict(p) for p in layers),
             embeddings=_parse_owner(data.get("embeddings", BASE)),
@@ -287,10 +295,7 @@ class Tailoring:
         Raises:
             RecipeError: If the text is not YAML, or not a tailoring.
         """
-        try:
-            data = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise RecipeError(f"A tailoring file is YAML; it can't be read: {error}") from error
+        data = load_yaml(text, "A tailoring file")
         if not isinstance(data, Mapping):
             raise RecipeError(f"A tailoring file holds a mapping, got {type(data).__name__}.")
         return cls.from_dict(data)
@@ -321,7 +326,7 @@ def models_of(owner: Owner) -> tuple[str, ...]:
 
 
 def _check_sources(sources: Sequence[object], operation: str, what: str) -> None:
-    listed = ", ".join(map(str, sources))
+    listed = ", ".join(map(str, sources[:20]))
     if not sources:
         raise RecipeError(f"A {what} plan needs at least one source, got none.")
     if len(set(sources)) != len(sources):
@@ -342,47 +347,64 @@ def _operation_dict(plan: LayerPlan | PartPlan) -> dict[str, Any]:
 
 
 def _parse_operation(data: Mapping[str, Any]) -> tuple[str, tuple[tuple[str, ParamValue], ...]]:
-    params = data.get("params", {})
-    if not isinstance(params, Mapping):
-        raise RecipeError(f"A plan has a mapping of params, got {_shown(params)}.")
+    params, operation = data.get("params", {}), data.get("operation", SELECT)
+    if not isinstance(operation, str) or not operation:
+        raise RecipeError(f"An operation is given by its name, got {shown(operation)}.")
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise RecipeError(f"A plan has a mapping of params by name, got {shown(params)}.")
     for name, value in params.items():
-        if not isinstance(value, bool | int | float | str) and not (
-            isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+        if not isinstance(value, bool | str) and not all(
+            map(_is_number, value if isinstance(value, list) else [value])
         ):
             raise RecipeError(
-                f"A hyperparameter is a number, a word or a list of numbers, got {name}={_shown(value)}."
+                f"A hyperparameter is a number, a word or a list of numbers, got {shown(name)}: {shown(value)}."
             )
-    operation = str(data.get("operation", SELECT))
-    return operation, tuple((str(k), tuple(v) if isinstance(v, list) else v) for k, v in params.items())
+    return operation, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in params.items())
 
 
 def _parse_number(data: Mapping[str, Any], name: str) -> float:
     value = data.get(name, 1.0)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(f"A layer plan's {name} is a number, got {_shown(value)}.")
+    if not _is_number(value):
+        raise RecipeError(f"A layer plan's {name} is a number, got {shown(value)}. Give a finite one.")
     return float(value)
 
 
+def _is_number(value: object) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return -(2**63) <= value < 2**63
+    return isinstance(value, float) and math.isfinite(value)
+
+
 def _parse_owner(data: object) -> Owner:
-    return PartPlan.from_dict(data) if isinstance(data, Mapping) else str(data)
+    return PartPlan.from_dict(data) if isinstance(data, Mapping) else _parse_model(data)
 
 
-def _shown(data: object) -> str:
-    text = repr(data)  # repr ends at a container that contains itself
-    return text if len(text) <= 200 else text[:200] + " ..."
+def _parse_model(data: object) -> str:
+    if not isinstance(data, str) or not data:
+        raise RecipeError(f"A model is given by its name in the family, got {shown(data)}.")
+    return data
 
 
 def _parse_source(text: object) -> LayerSource:
-    model, _, layer = str(text).rpartition(":")
-    if not model or not layer.isdecimal():
-        raise RecipeError(f"A layer source is written 'model:layer', such as 'base:3', got {text!r}.")
+    model, _, layer = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    if not model or not re.fullmatch("[0-9]{1,9}", layer):
+        raise RecipeError(f"A layer source is written 'model:layer', such as 'base:3', got {shown(text)}.")
     return LayerSource(model, int(layer))
 
 
-def _check_keys(data: Mapping[str, Any], known: set[str], what: str) -> None:
-    unknown = sorted(set(map(str, data)) - known)
+def _check_finite(params: Iterable[tuple[str, ParamValue]]) -> None:
+    for name, value in params:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
+            raise RecipeError(f"A plan's hyperparameters are finite, got {name}: {shown(value)}.")
+
+
+def _check_keys(data: object, known: set[str], what: str) -> None:
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"A {what} is a mapping, got {shown(data)}.")
+    unknown = sorted(shown(key) for key in data if key not in known)
     if unknown:
-        raise RecipeError(f"A {what} has the keys {', '.join(sorted(known))}; got also {', '.join(unknown)}.")
+        raise RecipeError(f"A {what} has the keys {', '.join(sorted(known))}; got also {', '.join(unknown[:5])}.")
 
 
 def _digest(data: Any) -> str:

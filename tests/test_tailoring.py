@@ -124,12 +124,12 @@ def test_all_models_are_listed() -> None:
         (lambda: Tailoring.from_yaml("a: ["), "can't be read"),
         (lambda: Tailoring.from_yaml("tailoring: 99"), "another version"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: 3"), "list of layer plans, got int"),
-        (lambda: Tailoring.from_yaml("tailoring: 1\nlayer: []"), "got also layer"),
+        (lambda: Tailoring.from_yaml("tailoring: 1\nlayer: []"), "got also 'layer'"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nseed: x\nlayers: []"), "whole number"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: [{sources: [base]}]"), "'model:layer'"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: [{sources: ['base:-1']}]"), "'model:layer'"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: [{sources: base:1}]"), "list of sources"),
-        (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: [{sources: ['base:1'], op: TIES}]"), "got also op"),
+        (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: [{sources: ['base:1'], op: TIES}]"), "got also 'op'"),
         (lambda: Tailoring.load("no/such/file.yaml"), "can't be read"),
     ],
 )
@@ -212,5 +212,5 @@ def test_a_malformed_owner_is_explained(owner: object, message: str) -> None:
 
 def test_a_plan_that_contains_itself_is_refused() -> None:
     text = "tailoring: 1\nlayers: [&l {sources: ['base:0'], parts: {mlp: *l}}]\n"
-    with pytest.raises(RecipeError, match="no parts of its own"):
+    with pytest.raises(RecipeError, match="an anchor that contains itself"):
         Tailoring.from_yaml(text)

@@ -84,7 +84,8 @@ class Architecture:
         mlp_out: The same of its MLP; ``*`` stands for a number.
         unit_offset: Whether those are norms that multiply by 1 + weight.
         experts: How experts are stored, in a mixture of experts.
-        per_layer: Config entries that are lists with one item per decoder layer.
+        per_layer: Config entries that are lists with one item per decoder layer; those that a config lacks don't
+            count. (Caches read ``layer_types`` of every model type.)
         full_attention_until: Config entry that counts the leading full-attention layers, if any.
         sparse_layers: Whether ``mlp_only_layers`` and ``decoder_sparse_step`` say which layers have experts.
         forbidden: Config entries that make a layer depend on its depth: models that set them are refused.
@@ -101,7 +102,7 @@ class Architecture:
     mlp_out: tuple[str, ...] = ("mlp.down_proj.weight", "mlp.down_proj.bias")
     unit_offset: bool = False
     experts: Experts | None = None
-    per_layer: tuple[str, ...] = ()
+    per_layer: tuple[str, ...] = ("layer_types",)
     full_attention_until: str | None = None
     sparse_layers: bool = False
     forbidden: tuple[str, ...] = ()
@@ -142,20 +143,31 @@ class Architecture:
         return name.startswith(f"{self.stored_head}.") or re.search(rf"\.({self.obsolete})$", name) is not None
 
 
+_POST_ATTENTION, _POST_FEEDFORWARD = ("post_attention_layernorm.weight",), ("post_feedforward_layernorm.weight",)
+_GPT_MLP = ("mlp.c_proj.weight", "mlp.c_proj.bias")
+_NEOX_MLP = ("mlp.dense_4h_to_h.weight", "mlp.dense_4h_to_h.bias")
+
 ARCHITECTURES: dict[str, Architecture] = {
     row.model_type: row
     for row in (
         Architecture("llama"),
         Architecture("mistral"),
-        Architecture("qwen2", per_layer=("layer_types",), full_attention_until="max_window_layers"),
-        Architecture("qwen3", per_layer=("layer_types",), full_attention_until="max_window_layers"),
+        Architecture("qwen2", full_attention_until="max_window_layers"),
+        Architecture("qwen3", full_attention_until="max_window_layers"),
+        Architecture("gemma"),
+        Architecture("gemma2", attention_out=_POST_ATTENTION, mlp_out=_POST_FEEDFORWARD, unit_offset=True),
+        Architecture("gemma3_text", attention_out=_POST_ATTENTION, mlp_out=_POST_FEEDFORWARD, unit_offset=True),
+        Architecture("phi3"),
+        Architecture("olmo2", attention_out=_POST_ATTENTION, mlp_out=_POST_FEEDFORWARD),
+        Architecture("smollm3", per_layer=("layer_types", "no_rope_layers")),
+        Architecture("granite"),
+        Architecture("cohere"),
         Architecture(
-            "gemma3_text",
-            per_layer=("layer_types",),
-            attention_out=("post_attention_layernorm.weight",),
-            mlp_out=("post_feedforward_layernorm.weight",),
-            unit_offset=True,
+            "glm4",
+            attention_out=("post_self_attn_layernorm.weight",),
+            mlp_out=("post_mlp_layernorm.weight",),
         ),
+        Architecture("starcoder2", mlp_out=_GPT_MLP),
         Architecture(
             "gpt_neox",
             layers="gpt_neox.layers",
@@ -163,8 +175,37 @@ ARCHITECTURES: dict[str, Architecture] = {
             norm="gpt_neox.final_layer_norm",
             stored_head="embed_out",
             attention_out=("attention.dense.weight", "attention.dense.bias"),
-            mlp_out=("mlp.dense_4h_to_h.weight", "mlp.dense_4h_to_h.bias"),
+            mlp_out=_NEOX_MLP,
             obsolete=r"rotary_emb\.inv_freq|attention\.(bias|masked_bias)",
+        ),
+        Architecture(
+            "gpt2",
+            layers="transformer.h",
+            embeddings=("transformer.wte", "transformer.wpe"),
+            norm="transformer.ln_f",
+            attention_out=("attn.c_proj.weight", "attn.c_proj.bias"),
+            mlp_out=_GPT_MLP,
+            forbidden=("scale_attn_by_inverse_layer_idx",),
+            obsolete=r"attn\.(bias|masked_bias)",
+        ),
+        Architecture(
+            "falcon",
+            layers="transformer.h",
+            embeddings=("transformer.word_embeddings",),
+            norm="transformer.ln_f",
+            attention_out=("self_attention.dense.weight", "self_attention.dense.bias"),
+            mlp_out=_NEOX_MLP,
+        ),
+        Architecture(
+            "mixtral",
+            mlp_out=("block_sparse_moe.experts.*.w2.weight",),
+            experts=Experts(stored="block_sparse_moe", gate="w1", up="w3", down="w2"),
+        ),
+        Architecture(
+            "qwen3_moe",
+            mlp_out=("mlp.down_proj.weight", "mlp.experts.*.down_proj.weight"),
+            experts=Experts(),
+            sparse_layers=True,
         ),
     )
 }
@@ -217,7 +258,8 @@ def layer_kinds(config: Any) -> tuple[str, ...]:
 
 
 def _has_experts(config: Any, layer: int) -> bool:
-    return layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0
+    sparse = (layer + 1) % config.decoder_sparse_step == 0
+    return layer not in config.mlp_only_layers and config.num_experts > 0 and sparse
 
 
 def slot_index(plan: LayerPlan) -> int:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tailorlib.models.architecture import Architecture, layer_kinds
+from tailorlib.models.architecture import Architecture, architecture_of, layer_kinds
 from tailorlib.models.checkpoint import Checkpoint
 
 _HARD = (
-    "model_type",
-    "num_hidden_layers",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "hidden_activation",
-    "tie_word_embeddings",
-    "use_parallel_residual",
-    "query_pre_attn_scalar",
+    *("model_type", "num_hidden_layers", "vocab_size", "tie_word_embeddings"),
+    *("hidden_size", "intermediate_size", "moe_intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads", "num_kv_heads", "head_dim"),
+    *("hidden_act", "hidden_activation", "activation_function", "activation"),
+    *("query_pre_attn_scalar", "attention_multiplier", "scale_attn_weights", "attn_logit_softcapping"),
+    *("use_qk_norm", "use_bidirectional_attention", "alibi", "residual_multiplier"),
+    *("use_parallel_residual", "parallel_attn", "multi_query", "new_decoder_architecture", "add_cross_attention"),
+    *("num_local_experts", "num_experts_per_tok", "norm_topk_prob"),
 )
 """Config entries without which a layer computes something else altogether."""
-_SOFT = ("rope_parameters", "rms_norm_eps", "layer_norm_eps", "sliding_window", "rotary_pct")
-"""Config entries that differ between fine-tunes in practice; the stitched model runs with the base's."""
+_WITHOUT_EFFECT = re.compile(
+    r"_.*|transformers_version|(torch_)?dtype|architectures|auto_map|\w+_token_id|use_cache|is_decoder|return_dict"
+    r"|initializer_range|\w*dropout|\w+_pdrop|pretraining_tp|output_\w+|router_(aux_loss_coef|jitter_noise)"
+    r"|id2label|label2id|problem_type|chunk_size_feed_forward|task_specific_params|summary_\w+"
+    r"|decoder_sparse_step|no_rope_layer_interval|num_ln_in_parallel_attn"
+)
+"""Config entries that change nothing of what an evaluated layer computes, or that other checks see: which layers are
+of which kind, and which tensors there are."""
 
 
 def config_differences(base: Any, candidate: Any) -> tuple[list[str], list[str]]:
     """Compare a candidate's config with the base's.
+
+    Whatever differs and isn't known to be without effect is worth a warning: the stitched model runs with the base's.
 
     Returns:
         The differences that forbid stitching, and those worth a warning; each names both values.
@@ -37,7 +41,9 @@ def config_differences(base: Any, candidate: Any) -> tuple[list[str], list[str]]
     hard = _differences(_HARD, base, candidate)
     if not hard and layer_kinds(base) != layer_kinds(candidate):
         hard.append("layers of other types than the base's")
-    return hard, _differences(_SOFT, base, candidate)
+    listed = {*_HARD, *architecture_of(base).index_entries}
+    soft = (n for n in {**base.to_dict(), **candidate.to_dict()} if not _WITHOUT_EFFECT.fullmatch(n))
+    return hard, _differences((n for n in soft if n not in listed), base, candidate)
 
 
 def shape_differences(
@@ -66,6 +72,6 @@ def shape_differences(
     return "; ".join(wrong[:3]) + more
 
 
-def _differences(names: tuple[str, ...], base: Any, candidate: Any) -> list[str]:
+def _differences(names: Iterable[str], base: Any, candidate: Any) -> list[str]:
     pairs = ((n, getattr(base, n, None), getattr(candidate, n, None)) for n in names)
     return [f"{n} {theirs!r} (base: {ours!r})" for n, ours, theirs in pairs if ours != theirs]

@@ -17,6 +17,7 @@ from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tailorlib.models.compatibility import config_differences, shape_differences
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
+from tailorlib.models.prefixed import with_prefix
 from tailorlib.models.source import ModelSource, resolve
 from tailorlib.models.stitching import Stitcher, build_skeleton
 from tailorlib.registry import Registry
@@ -266,9 +267,10 @@ class ModelFamily:
                 f"The base is a whole model; {str(source.folder)!r} is an adapter. Give the model that it was "
                 "trained on as the base, and the adapter as a candidate."
             )
-        checkpoint = SafetensorsCheckpoint(source.folder)
+        opened = SafetensorsCheckpoint(source.folder)
         config = load_config(source)
         architecture = architecture_of(config)
+        checkpoint = with_prefix(opened, architecture)
         live = {n: tuple(p.shape) for n, p in build_skeleton(config, torch.float32).state_dict().items()}
         if config.tie_word_embeddings:
             live = {n: s for n, s in live.items() if not n.startswith(architecture.head + ".")}
@@ -293,7 +295,7 @@ class ModelFamily:
         if source.is_adapter:
             checkpoint = AdapterCheckpoint(self._checkpoints[BASE], source.folder)
         else:
-            checkpoint = SafetensorsCheckpoint(source.folder)
+            checkpoint = with_prefix(SafetensorsCheckpoint(source.folder), self.architecture)
             hard, soft = config_differences(self._config, load_config(source))
             if hard:
                 raise ModelError(f"A candidate has the base's architecture; it has {'; '.join(hard)}.")

@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tailorlib.files import write_text
 from tailorlib.fitness import Measurement
 
 UNDEFINED = "–"
@@ -174,7 +175,7 @@ def benchmark_dict(rows: Sequence[BenchmarkRow]) -> dict[str, Any]:
 def write_benchmark(rows: Sequence[BenchmarkRow], path: Path) -> None:
     """Write :func:`benchmark_dict` as JSON (``benchmark.json``)."""
     text = json.dumps(benchmark_dict(rows), indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def _cells(rows: Sequence[BenchmarkRow]) -> tuple[list[str], list[list[str]], list[str]]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError, TailorError
+from tailorlib.files import write_text
 from tailorlib.fitness import Measurement
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
@@ -222,7 +223,7 @@ class SearchModule(LightningModule):
             if self._journal is None:
                 versions = {**environment(), "compute_dtype": self.study.family.dtype}
                 self._journal = Journal.create(self.study.directory, JournalHeader(self.identity, versions))
-                (self.study.directory / "recipe.yaml").write_text(self.recipe, encoding="utf-8")
+                write_text(self.study.directory / "recipe.yaml", self.recipe)
             trials, self.dense = list(self._journal.trials), self._journal.dense
         trials, self.dense = self.trainer.strategy.broadcast((trials, self.dense))
         return trials

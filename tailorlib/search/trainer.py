@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -16,16 +16,18 @@ from tailorlib.console import console, say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import JournalError, RecipeError
 from tailorlib.export import CardInfo, export_model
+from tailorlib.files import write_text
 from tailorlib.journal import FILE_NAME, Journal, archive, read_trials, refuse_occupied
+from tailorlib.models.family import ModelFamily
 from tailorlib.plugins import REGISTRIES
 from tailorlib.report.pictures import draw_study
 from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
 from tailorlib.search.benchmark import run_benchmark
 from tailorlib.search.module import SearchModule, recorded_dtype
+from tailorlib.search.plan import plan_table
 from tailorlib.search.progress import SearchProgress
 from tailorlib.search.study import Study
-from tailorlib.seeding import numpy_generator
 from tailorlib.tailoring import BASE, Tailoring
 from tailorlib.trial import Trial, incumbent
 
@@ -93,30 +95,84 @@ class TailorTrainer(Trainer):
 
     def export(
         self,
-        model: SearchModule,
+        model: ModelFamily,
         run: str | None = None,
         trial: int | None = None,
         tailoring: str | None = None,
         output: str | None = None,
         overwrite: bool = False,
+        verify: bool = False,
+        format: Literal["hf", "mergekit"] = "hf",
     ) -> None:
         """Write a tailoring as a Hugging Face model: `tailor export RUN --output DIR`.
 
         Args:
-            model: The search whose recipe is used.
+            model: The family that the recipe names.
             run: The run folder; its best trial is written.
             trial: Number of another trial of the run.
             tailoring: A tailoring file, instead of a run.
-            output: Folder to write; RUN/model by default.
-            overwrite: Replace the folder if it is there.
+            output: Folder to write, RUN/model by default; a file for mergekit, RUN/mergekit.yaml by default.
+            overwrite: Replace what is there.
+            verify: Load the written model with transformers and compare it with the live one.
+            format: A Hugging Face model, or the configuration with which mergekit makes the same.
         """
+        default = "model" if format == "hf" else "mergekit.yaml"
         if output is None and run is None:
-            raise RecipeError("An export needs a folder to write to: give --output DIR.")
+            raise RecipeError("An export needs a place to write to: give --output.")
         chosen = _choose(run, trial, tailoring)
-        target = Path(output) if output is not None else Path(str(run)) / "model"
-        model.study.family.prepare()
+        target = Path(output) if output is not None else Path(str(run)) / default
+        model.load(self.strategy.root_device)  # merges are computed where the search computed them
+        if format == "mergekit":
+            from tailorlib.interchange import to_mergekit
+
+            write_text(target, to_mergekit(chosen, model), overwrite=overwrite)
+            say(f"[green]✓[/] mergekit configuration written to {target}")
+            return
         with step(f"Model written to {target}"):
-            export_model(model.study.family, chosen, target, overwrite=overwrite)
+            export_model(model, chosen, target, overwrite=overwrite)
+        if verify:
+            from tailorlib.export import verify_export
+
+            say(verify_export(model, chosen, target).table())
+
+    def import_(
+        self,
+        model: None = None,
+        source: str = "",
+        output: str = "imported",
+        base: str | None = None,
+        candidates: list[str] | None = None,
+        layers: int | None = None,
+        legacy_base_index: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        """Read a mergekit configuration, or a genotype of the GPTailor paper's code: `tailor import FILE`.
+
+        Writes OUTPUT/tailoring.yaml and OUTPUT/recipe.yaml, so that `tailor export OUTPUT` builds the model.
+
+        Args:
+            model: Not used.
+            source: The file: YAML of mergekit, or JSON of a genotype.
+            output: Folder to write.
+            base: The base model; a genotype needs it, a mergekit configuration names its own.
+            candidates: The candidates of a genotype, in its order.
+            layers: Number of layers of the base; found in its config otherwise.
+            legacy_base_index: Take task vectors as the paper's code does, against the base's layer of the output's
+                number, instead of the source's.
+            overwrite: Replace a folder that an earlier import wrote.
+        """
+        from tailorlib.interchange import read_foreign
+
+        imported = read_foreign(
+            Path(source), base=base, candidates=candidates, num_layers=layers, legacy_base_index=legacy_base_index
+        )
+        folder = Path(output)
+        for name, text in (("tailoring.yaml", imported.tailoring.to_yaml()), ("recipe.yaml", imported.recipe())):
+            write_text(folder / name, text, overwrite=overwrite)
+        for note in imported.notes:
+            say(f"[yellow]![/] {note}")
+        say(f"[green]✓[/] Read {source}; build the model with:")
+        say(f"  tailor export {output}")
 
     def plan(self, model: SearchModule) -> None:
         """Say what a recipe would do, without reading weights: `tailor plan --config RECIPE`.
@@ -126,7 +182,7 @@ class TailorTrainer(Trainer):
         """
         study = model.study
         study.prepare(self.strategy.root_device)
-        say(_plan_table(study))
+        say(plan_table(study))
 
     def plugins(self, model: SearchModule | None = None) -> None:
         """List the operations, optimizers and other plugins that recipes can name.
@@ -157,7 +213,7 @@ class TailorTrainer(Trainer):
         say(study_summary(model.trials, dense, seconds, layout=study.family.layout))
         if best is None:
             raise JournalError(f"No trial of the study in {str(study.directory)!r} completed; nothing to export.")
-        (study.directory / "tailoring.yaml").write_text(best.tailoring.to_yaml(), encoding="utf-8")
+        write_text(study.directory / "tailoring.yaml", best.tailoring.to_yaml())
         draw_study(
             model.trials,
             study.family.layout,
@@ -182,8 +238,11 @@ class TailorTrainer(Trainer):
         rows = run_benchmark(study, model.engine, best.tailoring, found_note=note)
         say(render_table(rows))
         write_benchmark(rows, study.directory / "benchmark.json")
-        (study.directory / "benchmark.md").write_text(markdown_table(rows) + "\n", encoding="utf-8")
+        write_text(study.directory / "benchmark.md", markdown_table(rows) + "\n")
         return rows
+
+
+setattr(TailorTrainer, "import", TailorTrainer.import_)  # a verb that Python has reserved
 
 
 def _choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailoring:
@@ -196,6 +255,9 @@ def _choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailor
         raise RecipeError("Name one model: a run folder (tailor export RUN), or --tailoring FILE with --config.")
     if tailoring is not None:
         return Tailoring.load(tailoring)
+    written = Path(str(run)) / "tailoring.yaml"
+    if trial is None and written.is_file() and not (Path(str(run)) / FILE_NAME).exists():  # an import's folder
+        return Tailoring.load(written)
     _, trials = read_trials(Path(str(run)))
     if trial is None:
         best = incumbent(trials)
@@ -217,28 +279,3 @@ def _refuse_occupied(study: Study) -> None:
 def _archive(study: Study) -> None:
     if (study.directory / FILE_NAME).exists():
         say(f"[green]✓[/] The earlier study was moved to {archive(study.directory)}")
-
-
-def _plan_table(study: Study) -> Table:
-    family, layout, size = study.family, study.family.layout, study.space.size()
-    dense = family.num_parameters(Tailoring.whole(BASE, layout.num_layers))
-    example = study.space.decode(study.space.sample(numpy_generator("plan")), seed=study.settings.seed)
-    table = Table(show_header=False, title="Plan", title_justify="left")
-    table.add_row("models", f"{len(layout.models)}: {', '.join(layout.models)}")
-    table.add_row("layers", f"{layout.num_layers}, of which {len(example.layers)} are kept")
-    table.add_row(
-        "parameters", f"{dense / 1e6:.1f} M dense, {family.num_parameters(example) / 1e6:.1f} M tailored"
-    )
-    continuous = f", each with up to {size.continuous} continuous hyperparameters" if size.continuous else ""
-    table.add_row("search space", f"{big_number(size.discrete)} tailorings{continuous}")
-    table.add_row("trials", str(study.settings.trials))
-    table.add_row("tokens per trial", f"{study.fitness.tokens:,}" if study.fitness.tokens else "unknown")
-    return table
-
-
-def big_number(number: int) -> str:
-    """Return a whole number of any size in a readable form, such as ``1.83e+21``."""
-    if number < 10**6:
-        return f"{number:,}"
-    digits = str(number)
-    return f"{digits[0]}.{digits[1:3]}e+{len(digits) - 1}"

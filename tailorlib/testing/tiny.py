@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 _LINES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -20,11 +22,16 @@ _LINES = (
 _SHAPE: Mapping[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
+    "moe_intermediate_size": 16,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 256,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
 }
+"""What every tiny model has, as far as its config knows the entry."""
 
 
 def tiny_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:
@@ -42,6 +49,22 @@ def tiny_tokenizer(vocab_size: int = 320) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>"
     )
+
+
+def tiny_config(model_type: str, *, num_layers: int, tokenizer: PreTrainedTokenizerFast, **config: Any) -> Any:
+    """Return the transformers config of a tiny model.
+
+    Args:
+        model_type: The ``model_type`` of a transformers config.
+        num_layers: Number of decoder layers.
+        tokenizer: Gives the size of the vocabulary and the special tokens.
+        config: Further config values, over the tiny defaults.
+    """
+    kind = CONFIG_MAPPING[model_type]
+    known = {field.name for field in fields(kind)} | set(kind.attribute_map)
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    shape = {name: value for name, value in _SHAPE.items() if name in known}
+    return kind(**{**shape, "num_hidden_layers": num_layers, "vocab_size": len(tokenizer), **tokens, **config})
 
 
 def write_tiny_model(
@@ -69,18 +92,13 @@ def write_tiny_model(
         The folder.
     """
     tokenizer = tiny_tokenizer()
-    settings = {**_SHAPE, "num_hidden_layers": num_layers, "vocab_size": len(tokenizer), **config}
-    model_config = AutoConfig.for_model(model_type, **settings)
-    model_config.bos_token_id, model_config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    model_config.pad_token_id = tokenizer.pad_token_id
+    model_config = tiny_config(model_type, num_layers=num_layers, tokenizer=tokenizer, **config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(model_config).to(dtype)
         with torch.no_grad():
-            if noise_from is None:  # transformers draws weights so small that every layer is almost the identity
-                for parameter in model.parameters():
-                    if parameter.dim() > 1:
-                        parameter.mul_(5.0)
+            if noise_from is None:
+                _liven(model)
             else:
                 model.load_state_dict(AutoModelForCausalLM.from_pretrained(noise_from, dtype=dtype).state_dict())
                 for parameter in model.parameters():
@@ -100,3 +118,12 @@ def write_tiny_family(directory: Path, *, candidates: int = 2, **settings: Any) 
     for i, name in enumerate("abcdefgh"[:candidates], start=1):
         folders[name] = write_tiny_model(directory / name, seed=i, noise_from=folders["base"], **settings)
     return folders
+
+
+def _liven(model: nn.Module) -> None:
+    """Make every tensor of a fresh model count: each layer would be almost the identity, and all norms alike."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.mul_(5.0)
+        else:  # norms are all one (or zero) and biases zero: a norm or bias out of place wouldn't show
+            parameter.add_(0.1 * torch.randn_like(parameter))
