@@ -42,7 +42,7 @@ def load_yaml(text: str, what: str) -> Any:
         RecipeError: If it is not YAML, names a key twice, is too large or contains itself.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -51,6 +51,20 @@ def load_yaml(text: str, what: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # PyYAML raises the last three kinds for tagged entries that are malformed
         raise RecipeError(f"{what} is YAML; it can't be read: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at a depth of :data:`MAX_DEPTH`: PyYAML takes seconds to get to the end of its stack."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH + 1:
+            raise yaml.YAMLError(f"it has more than {MAX_DEPTH} levels")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def _walk(root: object, children: Callable[[Any], Iterable[object]], what: str) -> None:

@@ -47,8 +47,8 @@ class Statistic(StrEnum):
     GRAM = "gram"
     """Mean of x xT over the inputs x of a linear layer: float32 [in, in]; other tensors have none."""
     FISHER = "fisher"
-    """Mean squared gradient of each weight (the diagonal of the empirical Fisher information): float32, the
-    weight's shape."""
+    """Squared gradients of the log-likelihood, row by row (the diagonal of the empirical Fisher information), over
+    their norm over the whole model: float32, the weight's shape."""
 
 
 class MergeOperation(Operation):
@@ -56,7 +56,8 @@ class MergeOperation(Operation):
 
     Subclasses write :meth:`merge`; callers use :meth:`apply`, which guards it. A merge depends on its arguments
     alone: ``params`` holds a value for every name in :meth:`~Operation.distributions`, so that a tailoring can
-    be rebuilt without the recipe (with an instance made by ``cls()``).
+    be rebuilt without the recipe (with an instance made by ``cls()``). A plan may leave out what ``cls()`` fixes
+    to one value.
     """
 
     needs_base: ClassVar[bool] = False
@@ -123,16 +124,18 @@ class MergeOperation(Operation):
             PluginError: If the arguments don't fit the operation, or its result is not finite, has another
                 shape, or an input was modified.
         """
+        fixed = {name: d.default for name, d in self.distributions().items() if d.cardinality == 1}
+        params = {**fixed, **params}
         self._check_inputs(tensors, base, params, where)
         if self.weights is not None:
             params = {"weights": (1.0,) * len(tensors), **params}
         wide = [t.to(torch.float32) for t in tensors]
         wide_base = None if base is None or not self.needs_base else base.to(torch.float32)
         informed: dict[str, Any] = {} if self.statistic is None else {"statistics": statistics}
-        versions = [t._version for t in wide]
+        versions = _versions(wide)
         with torch.no_grad():
             merged = self.merge(wide, base=wide_base, params=params, generators=generators, **informed)
-        if [t._version for t in wide] != versions:
+        if _versions(wide) != versions:
             raise PluginError(f"{self.name}.merge must not modify its inputs; it did at {where}.")
         if not isinstance(merged, Tensor) or merged.shape != tensors[0].shape:
             shape = tuple(merged.shape) if isinstance(merged, Tensor) else type(merged).__name__
@@ -170,10 +173,15 @@ class MergeOperation(Operation):
             raise PluginError(f"{self.name} takes one weight per source, got {weights} at {where}.")
 
 
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [t._version for t in tensors if not t.is_inference()]  # those are not counted
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Say whether a tensor holds neither NaN nor Inf; one pass over it, without a mask of its size."""
     # a sum is finite only if every term is; large finite numbers can overflow, so then look at each
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
+    wide = torch.float32 if tensor.dtype == torch.float16 else None  # bfloat16 reaches as far as float32
+    return bool(torch.isfinite(tensor.sum(dtype=wide))) or bool(torch.isfinite(tensor).all())
 
 
 OPERATIONS: Registry[Operation] = Registry(Operation, "tailorlib.operations")

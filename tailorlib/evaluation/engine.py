@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tailorlib.evaluation.forward import hidden_states, logits_of
-from tailorlib.evaluation.packing import Batch, Plan, Request, plan
+from tailorlib.evaluation.faults import is_out_of_memory, memory_figure, release_memory, where_it_breaks
+from tailorlib.evaluation.forward import OWN_ATTENTION, hidden_states
+from tailorlib.evaluation.packing import Layout, Plan, Request, plan
+from tailorlib.evaluation.scoring import score_pairs
+from tailorlib.exceptions import EvaluationError
 
 __all__ = ["CompiledRequests", "Engine", "Request", "Scores", "supports_packing"]
 
 _log = logging.getLogger(__name__)
 
-PACKED_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gpt_neox"})
+PACKED_ARCHITECTURES = frozenset(
+    {
+        *("cohere", "falcon", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neox", "granite", "llama"),
+        *("mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2"),
+    }
+)
 """Model types whose packed and plain log-likelihoods are tested to agree."""
-_LOGITS_PER_CHUNK = 2**25
-"""Largest number of float32 logits held at once: 128 MB."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class Scores:
 class CompiledRequests:
     """Requests laid out in batches, once per study; made by :meth:`Engine.compile`."""
 
-    def __init__(self, requests: Sequence[Request], build: Callable[[bool], Plan], packed: bool) -> None:
+    def __init__(self, requests: Sequence[Request], build: Callable[[Layout], Plan], layout: Layout) -> None:
         self.requests = tuple(requests)
         self._build = build
-        self._plan = build(packed)
+        self._plan = build(layout)
 
     @property
     def plan(self) -> Plan:
@@ -53,7 +59,7 @@ class CompiledRequests:
     @property
     def packed(self) -> bool:
         """Whether shared prefixes are computed once."""
-        return self._plan.packed
+        return self._plan.layout != "plain"
 
     @property
     def tokens(self) -> int:
@@ -68,7 +74,12 @@ class CompiledRequests:
     def unpack(self) -> None:
         """Lay the requests out as plain rows, for a model that is not known to understand packed ones."""
         if self.packed:
-            self._plan = self._build(False)
+            self._plan = self._build("plain")
+
+    def fit(self, tokens_per_batch: int) -> None:
+        """Lay the requests out again if that was for larger batches."""
+        if self._plan.tokens_per_batch > tokens_per_batch:
+            self._plan = self._build(self._plan.layout)
 
 
 class Engine:
@@ -81,13 +92,15 @@ class Engine:
         tokenizer: The base model's tokenizer.
         device: Where models and batches live.
         max_length: The models' context length; longer requests lose tokens from the left.
-        tokens_per_batch: Largest number of tokens of a batch.
-        row_tokens: Length that packed rows are filled up to: longer rows pad less and attend to more.
+        tokens_per_batch: Largest number of tokens of a batch. It is halved, once and for good, if memory runs out.
+        row_tokens: Length that packed rows are filled up to; by default what suits the layout.
         packing: Whether shared prefixes may be computed once.
+        layout: How packed requests run; by default ``single`` on a CPU, where many small attentions are as fast as a
+            large one, and ``rows`` elsewhere.
     """
 
     TOKENS_PER_BATCH: ClassVar[int] = 4096
-    ROW_TOKENS: ClassVar[int] = 256
+    ROW_TOKENS: ClassVar[Mapping[Layout, int]] = {"single": 512, "rows": 256, "plain": 1}
 
     def __init__(
         self,
@@ -96,16 +109,22 @@ class Engine:
         max_length: int,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         *,
-        row_tokens: int = ROW_TOKENS,
+        row_tokens: int | None = None,
         packing: bool = True,
+        layout: Layout | None = None,
     ) -> None:
-        if min(max_length, tokens_per_batch, row_tokens) < 1:
+        if min(max_length, tokens_per_batch, 1 if row_tokens is None else row_tokens) < 1:
             raise ValueError(
                 f"An engine's lengths are positive, got max_length={max_length}, "
                 f"tokens_per_batch={tokens_per_batch}, row_tokens={row_tokens}."
             )
         self.tokenizer, self.device, self.max_length = tokenizer, torch.device(device), max_length
-        self.tokens_per_batch, self.row_tokens, self.packing = tokens_per_batch, row_tokens, packing
+        self.tokens_per_batch, self.row_tokens = tokens_per_batch, row_tokens
+        self.layout: Layout = layout or ("single" if self.device.type == "cpu" else "rows")
+        if not packing:
+            self.layout = "plain"
+        self._halved = False
+        self._unpacked: set[str] = set()
 
     def compile(self, requests: Sequence[Request]) -> CompiledRequests:
         """Lay requests out in batches, once per study.
@@ -114,17 +133,17 @@ class Engine:
             ValueError: If a context or continuation is empty, or a continuation exceeds ``max_length``.
         """
 
-        def build(packed: bool) -> Plan:
+        def build(layout: Layout) -> Plan:
             return plan(
                 requests,
                 max_length=self.max_length,
                 tokens_per_batch=self.tokens_per_batch,
-                row_tokens=min(self.row_tokens, self.tokens_per_batch),
-                packed=packed,
+                row_tokens=min(self.row_tokens or self.ROW_TOKENS[layout], self.tokens_per_batch),
+                layout=layout,
                 device=self.device,
             )
 
-        return CompiledRequests(requests, build, packed=self.packing)
+        return CompiledRequests(requests, build, self.layout)
 
     @torch.inference_mode()
     def score(self, model: PreTrainedModel, compiled: CompiledRequests) -> Scores:
@@ -133,48 +152,100 @@ class Engine:
         Args:
             model: A causal language model in evaluation mode, on the engine's device.
             compiled: From :meth:`compile`.
+
+        Raises:
+            EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even with
+                batches of half the size.
         """
-        if compiled.packed and not supports_packing(model):
-            _log.warning(
-                "Shared prefixes are computed once for %s with full attention; %s runs as plain rows.",
-                ", ".join(sorted(PACKED_ARCHITECTURES)),
-                model.config.model_type,
-            )
+        if compiled.packed and not supports_packing(model, compiled.plan.longest):
+            self._say_unpacked(model.config.model_type)
             compiled.unpack()
-        log_likelihood = torch.zeros(len(compiled.requests), dtype=torch.float64)
-        misses = torch.zeros(len(compiled.requests), dtype=torch.long)
-        # results stay on the device until the end: one synchronisation per scoring, not per batch
-        results = [(batch, *_score_batch(model, batch)) for batch in compiled.plan.batches]
-        for batch, log_probs, hits in results:
-            log_likelihood.index_add_(0, batch.pair_request, log_probs.to("cpu", torch.float64))
-            misses.index_add_(0, batch.pair_request, (~hits).to("cpu", torch.long))
-        return Scores(log_likelihood=log_likelihood, greedy=misses == 0)
+        compiled.fit(self.tokens_per_batch)
+        scores = self._attempt(model, compiled)
+        if scores is None:  # outside of the exception, which holds on to the memory
+            compiled.fit(self.tokens_per_batch)
+            scores = self._attempt(model, compiled)
+        assert scores is not None  # the second failure raises
+        bad = scores.log_likelihood.isnan()
+        if bad.any():
+            first = bad.nonzero()[0]
+            batch = next(b for b in compiled.plan.batches if (b.pair_request == first).any())
+            raise EvaluationError(where_it_breaks(model, lambda: hidden_states(model, batch)))
+        return scores
+
+    def _attempt(self, model: PreTrainedModel, compiled: CompiledRequests) -> Scores | None:
+        """Score; if memory runs out for the first time, halve the batch size and return ``None``."""
+        try:
+            return _score(model, compiled)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            largest = max(batch.input_ids.numel() for batch in compiled.plan.batches)
+            figure = f"Memory ran out with a batch of {largest} tokens: {memory_figure(error)}"
+            if self._halved:
+                raise EvaluationError(
+                    f"{figure} The batch size was halved once, to {self.tokens_per_batch} tokens. Lower "
+                    "study.tokens_per_batch or study.max_length, or take a smaller dtype."
+                ) from error
+        self._halved, self.tokens_per_batch = True, max(1, self.tokens_per_batch // 2)
+        _log.warning("%s Batches have at most %d tokens from now on.", figure, self.tokens_per_batch)
+        release_memory(self.device)
+        return None
+
+    def _say_unpacked(self, model_type: str) -> None:
+        if model_type not in self._unpacked:
+            self._unpacked.add(model_type)
+            _log.warning(
+                "Shared prefixes are computed once where that is proven to change nothing; %s runs as plain rows. (%s)",
+                model_type,
+                "Proven: "
+                + ", ".join(sorted(PACKED_ARCHITECTURES))
+                + ", without ALiBi, and within the length that "
+                "positions were trained for if their scaling depends on it",
+            )
 
 
-def supports_packing(model: PreTrainedModel) -> bool:
-    """Say whether a model is known to score packed rows right: rotary positions, full attention everywhere."""
+def supports_packing(model: PreTrainedModel, longest: int) -> bool:
+    """Say whether a model is known to score packed rows right.
+
+    Args:
+        model: A live causal language model.
+        longest: Number of tokens of the longest text.
+    """
     config = model.config
     if config.model_type not in PACKED_ARCHITECTURES:
         return False
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config.model_type in OWN_ATTENTION and config._attn_implementation not in ("sdpa", "eager"):
         return False
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return set(layer_types) == {"full_attention"}
-    return getattr(config, "sliding_window", None) is None
+    if getattr(config, "alibi", False) or getattr(config, "use_bidirectional_attention", False):
+        return False
+    types = getattr(config, "layer_types", None) or ()
+    known = set(types) <= {"full_attention", "sliding_attention"}
+    return known and not any(_depends_on_length(rope, config, longest) for rope in _rope_parameters(config))
 
 
-def _score_batch(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the log-probability (float32) and greedy flag of each pair of a batch, [pairs]."""
-    hidden = hidden_states(model, batch)[batch.scored]  # [scored, hidden]
-    chunk = max(1, _LOGITS_PER_CHUNK // model.config.vocab_size)
-    log_probs = torch.empty(len(batch.pair_row), dtype=torch.float32, device=hidden.device)
-    hits = torch.empty(len(batch.pair_row), dtype=torch.bool, device=hidden.device)
-    for start in range(0, len(hidden), chunk):
-        logits = logits_of(model, hidden[start : start + chunk]).float()  # [chunk, vocabulary]
-        normaliser, best = logits.logsumexp(dim=-1), logits.argmax(dim=-1)
-        (pairs,) = torch.where((batch.pair_row >= start) & (batch.pair_row < start + chunk))
-        rows, targets = batch.pair_row[pairs] - start, batch.pair_target[pairs]
-        log_probs[pairs] = logits[rows, targets] - normaliser[rows]
-        hits[pairs] = best[rows] == targets
-    return log_probs, hits
+def _rope_parameters(config: Any) -> list[Mapping[str, Any]]:
+    """Return the settings of rotary positions, of which there may be one for each type of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in settings.values() if isinstance(value, Mapping)]
+    return nested or [settings]
+
+
+def _depends_on_length(rope: Mapping[str, Any], config: Any, longest: int) -> bool:
+    """Say whether the positions of a text depend on how long its neighbours in a batch are."""
+    if rope.get("rope_type") not in ("dynamic", "longrope"):
+        return False
+    return longest > (rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+
+
+def _score(model: PreTrainedModel, compiled: CompiledRequests) -> Scores:
+    batches = compiled.plan.batches
+    log_likelihood = torch.zeros(len(compiled.requests), dtype=torch.float64)
+    misses = torch.zeros(len(compiled.requests), dtype=torch.long)
+    if batches:
+        log_probs, greedy = zip(*score_pairs(model, batches), strict=True)
+        requests = torch.cat([batch.pair_request for batch in batches])
+        # results stay on the device until the end: one synchronisation per scoring, not per batch
+        log_likelihood.index_add_(0, requests, torch.cat(log_probs).to("cpu", torch.float64))
+        misses.index_add_(0, requests, (~torch.cat(greedy)).to("cpu", torch.long))
+    return Scores(log_likelihood=log_likelihood, greedy=misses == 0)

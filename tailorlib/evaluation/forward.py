@@ -4,33 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from tailorlib.evaluation.attention import attention_by, dense_mask, tree_attention
 from tailorlib.evaluation.packing import Batch
+
+OWN_ATTENTION = frozenset({"falcon"})
+"""Model types whose attention can't be replaced from outside; they take a mask."""
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Run the decoder without the head.
 
     Args:
-        model: A live causal language model.
+        model: A live causal language model; one that :func:`tailorlib.evaluation.engine.supports_packing` names, if
+            the batch is packed.
         batch: Rows of tokens.
 
     Returns:
         Hidden states after the final norm, [rows * length, hidden].
     """
-    arguments: dict[str, Any] = {}
-    mask = batch.attention_mask()
-    if mask is not None:
-        arguments = {"attention_mask": _additive(mask, model), "position_ids": batch.position_ids}
-    output = model.get_decoder()(input_ids=batch.input_ids, use_cache=False, **arguments)
+    decoder = model.get_decoder()
+    if batch.position_ids is None or batch.last is None:
+        output = decoder(input_ids=batch.input_ids, use_cache=False)
+    elif model.config.model_type in OWN_ATTENTION:
+        mask = dense_mask(batch.position_ids, batch.last, None, model.dtype)
+        output = decoder(
+            input_ids=batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
+        )
+    else:
+        tree = tree_attention(batch.position_ids, batch.last, batch.blocks)
+        with attention_by(tree, model.config, len(decoder_layers(model))) as arguments:
+            output = decoder(input_ids=batch.input_ids, use_cache=False, **arguments)
     states: Tensor = output.last_hidden_state
     return states.flatten(0, 1)
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the decoder layers that run, bottom to top."""
+    stacks = (m for m in model.get_decoder().children() if isinstance(m, nn.ModuleList))
+    return list(next(stacks))[: model.config.num_hidden_layers]
 
 
 def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -41,17 +59,18 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
         hidden: Hidden states after the final norm, [rows, hidden].
 
     Returns:
-        Logits, [rows, vocabulary].
+        Logits, [rows, vocabulary]; the caller's own to overwrite.
     """
     with _decoder_answers(model, hidden[None]):
         logits: Tensor = model(inputs_embeds=hidden[None], use_cache=False).logits
     return logits[0]
 
 
-def _additive(mask: Tensor, model: PreTrainedModel) -> Tensor:
-    """Return a mask to be added to attention scores, which every attention implementation takes."""
-    zeros = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
-    return zeros.masked_fill_(~mask, torch.finfo(model.dtype).min)
+@dataclass
+class _Answer(BaseModelOutputWithPastAndCrossAttentions):  # type: ignore[misc] # transformers is untyped here
+    """What any decoder may answer: every head finds the fields that it reads."""
+
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 @contextmanager
@@ -60,8 +79,8 @@ def _decoder_answers(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     decoder = model.get_decoder()
     own = decoder.__dict__.get("forward")  # set on the instance by whoever wrapped the module
 
-    def answer(*args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
+    def answer(*args: Any, **kwargs: Any) -> _Answer:
+        return _Answer(last_hidden_state=hidden)
 
     decoder.forward = answer
     try:

@@ -4,24 +4,40 @@ The input tokens of all requests form a forest of prefixes. Sorted lexicographic
 tokens behind the prefix that it shares with the one before it, and a subtree is a contiguous stretch of a row.
 So one number per token, the last index of its subtree, says who may attend to it: token i sees token j if and
 only if ``j <= i <= last[j]``.
+
+A layout says how rows form batches: ``single``, one long row at a time, without padding, for attention that knows
+which tokens don't see each other; ``rows``, several rows of about one length; ``plain``, rows of one text each.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from tailorlib.evaluation.tree import Block, cut_blocks
+
 TokenIds = tuple[int, ...]
+Layout = Literal["single", "rows", "plain"]
 
 _WORTH_SHARING = 8
 """Length of a shared prefix below which texts are placed where they fit best."""
 _LEAST_FILL = 0.75
 """Share of a batch's length below which a row rather opens the next batch."""
+_WORTH_GROWING: Mapping[Layout, Callable[[int], int]] = {
+    "single": lambda shared: 50 * shared,
+    "rows": lambda shared: math.isqrt(6 * 1024 * shared),
+}
+"""Length up to which a row may grow before its shared prefix is rather computed again.
+
+A row of L tokens with a prefix of P costs P / L more to split. In one long row nothing speaks against growing but the
+caches: it may cost 2 %. A row that attends as a whole costs, with hidden size h, L / (6 h) more (a layer has about
+12 h^2 parameters); the sum is least at L = sqrt(6 h P), here for h = 1024."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +61,13 @@ class Batch:
         input_ids: Token ids, [rows, length].
         position_ids: Depth of each token in its tree, [rows, length]; ``None`` if every row is one plain text.
         last: Index of the last token of each token's subtree, [rows, length]; ``None`` like ``position_ids``.
-        scored: Flat positions (row * length + column) whose next-token distribution is needed, [scored].
-        pair_row: Index into ``scored`` of each scored (position, target) pair, [pairs].
+        scored: Flat positions (row * length + column) whose next-token distribution is needed, [scored], ascending.
+        pair_row: Index into ``scored`` of each scored (position, target) pair, [pairs], ascending.
         pair_target: Target token of each pair, [pairs].
         pair_request: Request of each pair, [pairs], on the CPU.
+        first_pair: Index of the first pair of each scored position, and the number of pairs, [scored + 1], on the
+            CPU.
+        blocks: Which stretches of a single row attend together; ``None`` in other layouts.
     """
 
     input_ids: Tensor
@@ -58,15 +77,8 @@ class Batch:
     pair_row: Tensor
     pair_target: Tensor
     pair_request: Tensor
-
-    def attention_mask(self) -> Tensor | None:
-        """Return who may attend to whom, bool [rows, 1, length, length]; ``None`` where causal says it all."""
-        if self.last is None:
-            return None
-        index = torch.arange(self.input_ids.shape[1], device=self.last.device)
-        causal = index[None, :] <= index[:, None]  # [query, key]
-        within = index[None, :, None] <= self.last[:, None, :]  # [rows, query, key]
-        return (causal & within)[:, None]
+    first_pair: Tensor
+    blocks: tuple[Block, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,9 @@ class Plan:
         padded_tokens: The same with padding.
         raw_tokens: Number of input tokens of all requests, each on its own.
         scored_rows: Number of positions that the head is applied to.
-        packed: Whether prefixes are shared.
+        longest: Number of input tokens of the longest request.
+        layout: How rows form batches.
+        tokens_per_batch: Largest number of tokens of a batch that it was made for.
     """
 
     batches: tuple[Batch, ...]
@@ -87,7 +101,9 @@ class Plan:
     padded_tokens: int
     raw_tokens: int
     scored_rows: int
-    packed: bool
+    longest: int
+    layout: Layout
+    tokens_per_batch: int
 
 
 @dataclass
@@ -134,7 +150,7 @@ def plan(
     max_length: int,
     tokens_per_batch: int,
     row_tokens: int,
-    packed: bool,
+    layout: Layout,
     device: torch.device,
 ) -> Plan:
     """Lay requests out in rows and batches.
@@ -146,7 +162,7 @@ def plan(
         max_length: Largest number of input tokens of a request.
         tokens_per_batch: Largest number of tokens, padding included, of a batch of more than one row.
         row_tokens: Length that packed rows are filled up to.
-        packed: Whether prefixes are shared; if not, every row is one plain text.
+        layout: How rows form batches.
         device: Where the batches live.
 
     Raises:
@@ -154,17 +170,20 @@ def plan(
     """
     inputs = [_input_tokens(request, max_length) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: inputs[i])
-    runs = _find_runs(inputs, order, tokens_per_batch, row_tokens, packed)
-    groups = _fill_up(runs, row_tokens) if packed else [run.requests for run in runs]
+    runs = _find_runs(inputs, order, tokens_per_batch, row_tokens, layout)
+    groups = [run.requests for run in runs] if layout == "plain" else _fill_up(runs, row_tokens)
     rows = sorted((_row(group, requests, inputs) for group in groups), key=lambda row: -len(row.tokens))
-    batches = [_batch(part, device) for part in _split(rows, tokens_per_batch)]
+    parts = [[row] for row in rows] if layout == "single" else _split(rows, tokens_per_batch)
+    batches = [_batch(part, device, layout) for part in parts]
     return Plan(
         batches=tuple(batches),
         tokens=sum(len(row.tokens) for row in rows),
         padded_tokens=sum(batch.input_ids.numel() for batch in batches),
         raw_tokens=sum(map(len, inputs)),
         scored_rows=sum(len(batch.scored) for batch in batches),
-        packed=packed,
+        longest=max(map(len, inputs), default=0),
+        layout=layout,
+        tokens_per_batch=tokens_per_batch,
     )
 
 
@@ -179,7 +198,7 @@ def _input_tokens(request: Request, max_length: int) -> TokenIds:
 
 
 def _find_runs(
-    inputs: Sequence[TokenIds], order: Sequence[int], tokens_per_batch: int, row_tokens: int, packed: bool
+    inputs: Sequence[TokenIds], order: Sequence[int], tokens_per_batch: int, row_tokens: int, layout: Layout
 ) -> list[_Run]:
     runs: list[_Run] = []
     previous: TokenIds = ()
@@ -187,8 +206,8 @@ def _find_runs(
         sequence = inputs[i]
         shared = _shared_prefix(previous, sequence) if runs else 0
         added = len(sequence) - shared
-        if packed:
-            limit = _row_limit(shared, row_tokens, tokens_per_batch)
+        if layout != "plain":
+            limit = max(row_tokens, min(tokens_per_batch, _WORTH_GROWING[layout](shared)))
             together = runs and shared >= min(_WORTH_SHARING, len(sequence)) and runs[-1].tokens + added <= limit
         else:  # a request may extend the text before it (or equal it), but never branch off
             together = runs and shared == len(previous)
@@ -242,15 +261,6 @@ def _split(rows: Sequence[_Row], tokens_per_batch: int) -> Iterator[Sequence[_Ro
         start = stop
 
 
-def _row_limit(shared: int, row_tokens: int, tokens_per_batch: int) -> int:
-    """Return how long a row may grow before its shared prefix is rather computed again.
-
-    A row of L tokens with a prefix of P costs P / L more to split and, with hidden size h, L / (6 h) more to
-    attend over (a layer has about 12 h^2 parameters); the sum is least at L = sqrt(6 h P), here for h = 1024.
-    """
-    return max(row_tokens, min(tokens_per_batch, math.isqrt(6 * 1024 * shared)))
-
-
 def _shared_prefix(a: TokenIds, b: TokenIds) -> int:
     limit = min(len(a), len(b))
     if a[:limit] == b[:limit]:
@@ -265,23 +275,25 @@ def _shared_prefix(a: TokenIds, b: TokenIds) -> int:
     return low
 
 
-def _batch(rows: Sequence[_Row], device: torch.device) -> Batch:
+def _batch(rows: Sequence[_Row], device: torch.device, layout: Layout) -> Batch:
     length = len(rows[0].tokens)
     # a padding token attends to itself and to what its column allows, so that no softmax is over nothing
     tokens = [row.tokens + [0] * (length - len(row.tokens)) for row in rows]
-    flat = [(r * length + index, target, i) for r, row in enumerate(rows) for index, target, i in row.pairs]
-    scored = sorted({position for position, _, _ in flat})
-    where = {position: k for k, position in enumerate(scored)}
-    position_ids = last = None
+    flat = sorted((r * length + index, target, i) for r, row in enumerate(rows) for index, target, i in row.pairs)
+    scored, counts = torch.unique_consecutive(torch.tensor([p for p, _, _ in flat]), return_counts=True)
+    position_ids = last = blocks = None
     if any(row.branched for row in rows):
         position_ids = torch.tensor([row.depth + [0] * (length - len(row.depth)) for row in rows], device=device)
         last = torch.tensor([row.last + list(range(len(row.last), length)) for row in rows], device=device)
+        blocks = cut_blocks(rows[0].depth) if layout == "single" else None
     return Batch(
-        input_ids=torch.tensor(tokens, dtype=torch.long, device=device),
+        input_ids=torch.tensor(tokens, device=device),
         position_ids=position_ids,
         last=last,
-        scored=torch.tensor(scored, dtype=torch.long, device=device),
-        pair_row=torch.tensor([where[position] for position, _, _ in flat], dtype=torch.long, device=device),
-        pair_target=torch.tensor([target for _, target, _ in flat], dtype=torch.long, device=device),
-        pair_request=torch.tensor([i for _, _, i in flat], dtype=torch.long),
+        scored=scored.to(device),
+        pair_row=torch.repeat_interleave(counts).to(device),
+        pair_target=torch.tensor([target for _, target, _ in flat], device=device),
+        pair_request=torch.tensor([i for _, _, i in flat]),
+        first_pair=torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
+        blocks=blocks,
     )

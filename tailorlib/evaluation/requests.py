@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from tailorlib.evaluation.documents import Document, chance, documents_of
 from tailorlib.evaluation.packing import Request
-from tailorlib.evaluation.tasks import load_tasks
+from tailorlib.evaluation.surroundings import lm_eval_seeds, quiet_lm_eval
+from tailorlib.evaluation.tasks import LIKELIHOOD, TaskEntry, TaskOptions, TaskSettings, load_tasks
 from tailorlib.exceptions import DataError, EvaluationError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from tailorlib.evaluation.engine import Engine, Scores
 
-# the seeds of lm_eval.simple_evaluate: a task that shuffles gives the same documents here and there
-_PYTHON_SEED, _OTHER_SEED = 0, 1234
+__all__ = ["TaskRequests", "TaskScores", "quiet_lm_eval"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,105 +34,116 @@ class TaskScores:
         metrics: Every metric of lm-eval as ``"task/metric"`` (``"task/metric,filter"`` if the filter is not the
             default one); groups included.
         probability: Mean probability of the right answer per task: of the choices of a multiple-choice document,
-            normalised over them; of the target's tokens (geometric mean) otherwise.
+            normalised over them; of the target's tokens (geometric mean) otherwise. Tasks that generate have none.
     """
 
     metrics: Mapping[str, float]
     probability: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class _Document:
-    """A document whose right answer has a probability.
-
-    Args:
-        requests: The engine's requests of each choice, or of the one target.
-        lengths: Number of bytes of each choice (1 to leave its log-likelihood as it is); tokens of the target.
-        gold: Positions of the right choices; empty for a plain target.
-    """
-
-    requests: tuple[tuple[int, ...], ...]
-    lengths: tuple[int, ...]
-    gold: tuple[int, ...]
-
-
 class TaskRequests:
     """The requests of some lm-eval tasks, and how to make metrics of their scores.
 
     Args:
-        tasks: Names of tasks, groups or tags.
-        engine: Gives the tokenizer and the context length.
-        include_path: Folder with task files of the user's own.
-        num_fewshot: Number of examples in the context; ``None`` for each task's own.
-        limit: Number of documents per task, or a fraction of them if below 1; ``None`` for all.
-        apply_chat_template: Whether prompts go through the tokenizer's chat template.
-        fewshot_as_multiturn: Whether examples are turns of a conversation; with a chat template only.
-        system_instruction: System prompt.
+        tasks: Names of tasks, groups or tags, or mappings with settings of their own.
+        engine: Gives the tokenizer, the context length and the device.
+        settings: The other arguments of ``lm_eval.simple_evaluate``.
         length_normalised: Whether a choice's log-likelihood is divided by its bytes before choices compete
             for probability.
 
     Raises:
-        DataError: If a task is unknown, empty, broken, or needs generated text.
+        DataError: If a task is unknown, empty or broken, or an answer is longer than the context.
     """
 
     def __init__(
         self,
-        tasks: Sequence[str],
+        tasks: Sequence[TaskEntry],
         engine: Engine,
+        settings: TaskSettings | None = None,
         *,
-        include_path: str | None = None,
-        num_fewshot: int | None = None,
-        limit: float | None = None,
-        apply_chat_template: bool = False,
-        fewshot_as_multiturn: bool = False,
-        system_instruction: str | None = None,
         length_normalised: bool = True,
     ) -> None:
-        from tailorlib.evaluation.lm import Encoder
+        from tailorlib.evaluation.lm import TEXT_ARGUMENTS, Encoder
 
-        encoder = Encoder(engine.tokenizer, engine.max_length)
-        self._limit = limit
-        with quiet_lm_eval(), _lm_eval_seeds():
-            self._loaded = load_tasks(tasks, include_path, num_fewshot, _OTHER_SEED)
-            for name, task in self._loaded["tasks"].items():
-                build = {
-                    "limit": self._document_limit(task),
-                    "system_instruction": system_instruction,
-                    "apply_chat_template": apply_chat_template,
-                    "fewshot_as_multiturn": fewshot_as_multiturn,
-                    "chat_template": encoder.apply_chat_template if apply_chat_template else None,
-                }
-                try:
-                    task.build_all_requests(**build)
-                except ValueError as error:
-                    raise DataError(f"The task {name!r} has no documents to evaluate: {error}") from error
-                # compiled once: what lm-eval would build again at every evaluation is what it has here
-                task.build_all_requests = _do_nothing
+        self.settings = settings or TaskSettings()
+        unknown = sorted(set(self.settings.model_args) - set(TEXT_ARGUMENTS))
+        if unknown:
+            raise DataError(
+                f"model_args are {', '.join(TEXT_ARGUMENTS)}; got {', '.join(unknown)}. The model is the family's."
+            )
+        self._engine, self.length_normalised = engine, length_normalised
+        self._encoder = Encoder(engine.tokenizer, engine.max_length, self.settings.model_args)
         self.requests: list[Request] = []
         self._of_instance: dict[int, tuple[int, ...]] = {}
-        for task in self.tasks.values():
-            for instance in task.instances:
-                found = encoder.encode(instance)
-                self._of_instance[id(instance)] = tuple(range(len(self.requests), len(self.requests) + len(found)))
-                self.requests += found
-        self.length_normalised = length_normalised
-        self._documents = {name: self._answers(task) for name, task in self.tasks.items()}
+        with quiet_lm_eval(), lm_eval_seeds(self.settings, engine.device):
+            self._loaded = load_tasks(tasks, self.settings)
+            for name, task in self.tasks.items():
+                self._build(name, task)
+            scored = {name: task for name, task in self.tasks.items() if task.OUTPUT_TYPE in LIKELIHOOD}
+            for name, task in scored.items():
+                self._encode(name, task)
+            self._generator = self._make_generator()
+        self._documents: dict[str, list[Document]] = {
+            name: documents_of(task, self._of_instance, self.requests, length_normalised)
+            for name, task in scored.items()
+        }
+        self.truncated = self._count_truncated()
         self.chance = {
             f"{name}/{metric}": value
-            for name, task in self.tasks.items()
-            if (value := _chance(self._documents[name])) is not None
+            for name, documents in self._documents.items()
+            if (value := chance(documents)) is not None
             for metric in ("acc", "acc_norm", "acc_bytes", "probability")
-            if metric == "probability" or metric in task.aggregation()
+            if metric == "probability" or metric in self.tasks[name].aggregation()
         }
 
     @property
     def tasks(self) -> Mapping[str, Any]:
         """The tasks of lm-eval by name, groups resolved."""
-        tasks: Mapping[str, Any] = self._loaded["tasks"]
-        return tasks
+        return self._loaded.tasks
 
-    def evaluate(self, scores: Scores) -> TaskScores:
-        """Make lm-eval's metrics, and the probabilities, of the engine's scores of :attr:`requests`.
+    @property
+    def options(self) -> Mapping[str, TaskOptions]:
+        """What the entries say of each task."""
+        return self._loaded.options
+
+    def metrics_of(self, task: str) -> dict[str, bool]:
+        """Return the names of a task's metrics, and whether more is better."""
+        known = self.tasks[task]
+        higher = known.higher_is_better()
+        filters = [ensemble.name for ensemble in known._filters]
+        return {
+            metric if name == "none" else f"{metric},{name}": bool(higher.get(metric, True))
+            for metric in known.aggregation()
+            for name in filters
+        }
+
+    def has_probability(self, task: str) -> bool:
+        """Say whether the right answers of a task have a probability."""
+        return bool(self._documents.get(task))
+
+    @property
+    def generated_tokens(self) -> int:
+        """Number of tokens of the tasks that generate, at most: prompts, and texts at their longest."""
+        return 0 if self._generator is None else self._generator.tokens
+
+    def generate(self, model: PreTrainedModel) -> Mapping[int, Sequence[str]]:
+        """Let a live model write what the tasks ask for; nothing if none does.
+
+        Raises:
+            EvaluationError: If the model gives NaN, or memory runs out.
+        """
+        if self._generator is None:
+            return {}
+        with quiet_lm_eval(), lm_eval_seeds(self.settings, self._engine.device):
+            texts: dict[int, list[str]] = self._generator.generate(model)
+            return texts
+
+    def evaluate(self, scores: Scores, texts: Mapping[int, Sequence[str]] | None = None) -> TaskScores:
+        """Make lm-eval's metrics, and the probabilities.
+
+        Args:
+            scores: The engine's scores of :attr:`requests`.
+            texts: From :meth:`generate`.
 
         Raises:
             EvaluationError: If a task's own metric fails.
@@ -148,9 +161,13 @@ class TaskRequests:
             for key, found in self._of_instance.items()
         }
         try:
-            with quiet_lm_eval(), _lm_eval_seeds():
+            with quiet_lm_eval(), lm_eval_seeds(self.settings, self._engine.device):
                 results = evaluator.evaluate(
-                    Replay(answers), self._loaded, limit=self._limit, bootstrap_iters=0, log_samples=False
+                    Replay(answers, texts),
+                    self._loaded.as_lm_eval(),
+                    bootstrap_iters=0,
+                    log_samples=False,
+                    confirm_run_unsafe_code=self.settings.confirm_run_unsafe_code,
                 )
         except Exception as error:  # metrics are the task's own code
             raise EvaluationError(
@@ -159,63 +176,98 @@ class TaskRequests:
         return TaskScores(
             metrics=_flatten(results["results"]),
             probability={
-                name: float(np.mean([_probability(d, log_likelihood) for d in documents]))
+                name: float(np.mean([document.probability(log_likelihood) for document in documents]))
                 for name, documents in self._documents.items()
                 if documents
             },
         )
 
-    def _document_limit(self, task: Any) -> int | None:
+    def _build(self, name: str, task: Any) -> None:
+        """Build a task's requests once: what lm-eval would build at every evaluation is what it finds here."""
+        try:
+            chosen = self._chosen(name, task)
+            task.build_all_requests(
+                **chosen,
+                system_instruction=self.settings.system_instruction,
+                apply_chat_template=self.settings.apply_chat_template,
+                fewshot_as_multiturn=self.settings.fewshot_as_multiturn,
+                chat_template=self._encoder.apply_chat_template if self.settings.apply_chat_template else None,
+            )
+            documents = list(task.doc_iterator(**chosen))
+        except Exception as error:  # tasks are code and templates of their own
+            raise DataError(
+                f"The requests of the task {name!r} can't be built: {type(error).__name__}: {error}. A task has at "
+                "least one question."
+            ) from error
+        task.build_all_requests = _do_nothing
+        task.doc_iterator = partial(_given, documents)
+
+    def _chosen(self, name: str, task: Any) -> dict[str, Any]:
+        """Return which documents of a task count, as lm-eval's arguments."""
         from lm_eval.evaluator_utils import get_sample_size
 
-        size: int | None = get_sample_size(task, self._limit)
-        return size
+        options = self.options[name]
+        samples, limit = options.samples, options.limit
+        if samples is None and limit is None:
+            samples, limit = (self.settings.samples or {}).get(name), self.settings.limit
+        if samples is not None:
+            return {"samples": list(samples)}
+        return {"limit": get_sample_size(task, limit)}
 
-    def _answers(self, task: Any) -> list[_Document]:
-        by_document: dict[int, list[Any]] = {}
+    def _encode(self, name: str, task: Any) -> None:
         for instance in task.instances:
-            by_document.setdefault(instance.doc_id, []).append(instance)
-        found = []
-        for instances in by_document.values():
-            requests = tuple(
-                self._of_instance[id(instance)] for instance in sorted(instances, key=lambda i: int(i.idx))
-            )
-            if task.OUTPUT_TYPE == "multiple_choice":
-                document = self._choices(task, instances[0].doc, requests)
-                if document is not None:
-                    found.append(document)
-            else:
-                tokens = sum(len(self.requests[i].continuation) for i in requests[0])
-                found.append(_Document(requests[:1], (max(1, tokens),), ()))
-        return found
+            try:
+                found = self._encoder.encode(instance)
+            except Exception as error:  # such as a thinking model that is asked for log-likelihoods
+                raise DataError(f"The task {name!r} can't be tokenised: {error}") from error
+            longest = max((len(request.continuation) for request in found), default=0)
+            if longest > self._engine.max_length:
+                raise DataError(
+                    f"An answer fits into the context of {self._engine.max_length} tokens; one of {name!r} has "
+                    f"{longest}. Raise study.max_length, or leave the task out."
+                )
+            self._of_instance[id(instance)] = tuple(range(len(self.requests), len(self.requests) + len(found)))
+            self.requests += found
 
-    def _choices(self, task: Any, doc: Any, requests: tuple[tuple[int, ...], ...]) -> _Document | None:
-        choices = task.doc_to_choice(doc)
-        gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-        gold = [choices.index(g) if isinstance(g, str) and g in choices else g for g in _as_list(gold)]
-        gold = [g for g in gold if isinstance(g, int) and 0 <= g < len(choices)]
-        if not gold:
+    def _make_generator(self) -> Any:
+        writing = [t for t in self.tasks.values() if t.OUTPUT_TYPE not in LIKELIHOOD]
+        if not writing:
             return None
-        # with the choices in the context every request scores the same text
-        normalise = self.length_normalised and not task.multiple_input
-        lengths = tuple(max(1, len(c.encode())) if normalise else 1 for c in choices)
-        return _Document(requests[: len(choices)], lengths, tuple(gold))
+        from tailorlib.evaluation.generation import Generator
 
+        return Generator(
+            self._engine.tokenizer,
+            self._engine.device,
+            self._engine.max_length,
+            [instance for task in writing for instance in task.instances],
+            self.settings.generation_batch_size,
+            self.settings.model_args,
+        )
 
-def _probability(document: _Document, log_likelihood: Sequence[float]) -> float:
-    sums = np.array([sum(log_likelihood[i] for i in found) for found in document.requests])
-    scaled = sums / np.array(document.lengths)
-    if not document.gold:
-        return float(np.exp(scaled[0]))
-    # lengths in bytes put all choices on the scale of one byte; the mean length brings them back to one answer
-    scaled = scaled * np.mean(document.lengths)
-    weights = np.exp(scaled - scaled.max())
-    return float(weights[list(document.gold)].sum() / weights.sum())
-
-
-def _chance(documents: Sequence[_Document]) -> float | None:
-    shares = [len(d.gold) / len(d.requests) for d in documents if d.gold]
-    return float(np.mean(shares)) if shares else None
+    def _count_truncated(self) -> dict[str, int]:
+        """Count the documents of each task that are too long for the context, and say so."""
+        cut: dict[str, set[int]] = {name: set() for name in self.tasks}
+        generated = [] if self._generator is None else self._generator.truncated
+        instances = () if self._generator is None else self._generator.instances
+        for instance, truncated in zip(instances, generated, strict=True):
+            if truncated:
+                cut[instance.task_name].add(instance.doc_id)
+        for name in self._documents:
+            for instance in self.tasks[name].instances:
+                own = [self.requests[i] for i in self._of_instance[id(instance)]]
+                if any(len(r.context) + len(r.continuation) > self._engine.max_length + 1 for r in own):
+                    cut[name].add(instance.doc_id)
+        counts = {name: len(found) for name, found in cut.items()}
+        for name, count in counts.items():
+            if count:
+                _log.warning(
+                    "%d questions of the task %r are longer than the context of %d tokens: as with lm-eval, they lose "
+                    "tokens from the left.",
+                    count,
+                    name,
+                    self._engine.max_length,
+                )
+        return counts
 
 
 def _flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -229,39 +281,9 @@ def _flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def _do_nothing(**_: Any) -> None:
     return None
 
 
-@contextmanager
-def quiet_lm_eval() -> Iterator[None]:
-    """Keep lm-eval's notes, progress bars and those of datasets off the screen; errors still pass."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(StringIO()):  # tqdm has no other switch that every version honours
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _lm_eval_seeds() -> Iterator[None]:
-    """Seed the global generators as ``simple_evaluate`` does, and leave them as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - tasks draw from the global one
-    with torch.random.fork_rng(devices=[]):
-        random.seed(_PYTHON_SEED)
-        np.random.seed(_OTHER_SEED)  # noqa: NPY002
-        torch.manual_seed(_OTHER_SEED)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+def _given(documents: Sequence[tuple[int, Any]], **_: Any) -> Any:
+    return iter(documents)

@@ -2,5 +2,6 @@
 
 from tailorlib.export.card import CardInfo
 from tailorlib.export.export import export_model
+from tailorlib.export.verify import VerifyReport, verify_export
 
-__all__ = ["CardInfo", "export_model"]
+__all__ = ["CardInfo", "VerifyReport", "export_model", "verify_export"]

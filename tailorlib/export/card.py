@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import yaml
 
-from tailorlib.models.architecture import FULL_ATTENTION
-from tailorlib.tailoring import BASE, LayerPlan, Tailoring
+from tailorlib.export.licenses import License, license_warnings
+from tailorlib.tailoring import BASE, LayerPlan, Owner, PartPlan, Tailoring
 from tailorlib.version import __version__
 
+_COLUMNS = (
+    *("layer", "sources", "operation", "hyperparameters", "task vectors against"),
+    *("scale of attention", "scale of MLP"),
+)
+"""Of a layer's row; the last three are left out where no layer has them."""
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 
 
@@ -22,8 +27,10 @@ class CardInfo:
     Args:
         title: Heading of the card; the folder's name if empty.
         scores: Table of results: a row's name to its figures by column name. Or a text in Markdown.
-        license: Identifier of the licence, such as ``"apache-2.0"``; if empty, the card points to the sources'.
+        license: Identifier of the licence, such as ``"apache-2.0"``; if empty, the sources' if they have one.
         references: Where the models come from, by family name, if the family's own references should not show.
+        recipe: The recipe of the search that found the model, as text; shown as it is, but for the folders of the
+            models in it.
         notes: A text in Markdown, taken as it is.
     """
 
@@ -31,6 +38,7 @@ class CardInfo:
     scores: Mapping[str, Mapping[str, float]] | str = field(default_factory=dict)
     license: str = ""
     references: Mapping[str, str] = field(default_factory=dict)
+    recipe: str = ""
     notes: str = ""
 
 
@@ -40,8 +48,10 @@ def render_card(
     *,
     title: str,
     references: Mapping[str, str],
-    layer_types: Sequence[str],
+    layer_kinds: Sequence[str],
     num_parameters: int,
+    licenses: Mapping[str, Sequence[License]] | None = None,
+    tied: bool = False,
 ) -> str:
     """Return the Markdown text of a model card.
 
@@ -50,42 +60,82 @@ def render_card(
         tailoring: How the model is made.
         title: Heading, if ``info`` has none.
         references: Where the models come from, by family name.
-        layer_types: The types of the source models' layers.
+        layer_kinds: The kinds of the source models' layers.
         num_parameters: Parameters of the model.
+        licenses: What each model says of its licence, by family name.
+        tied: Whether the head is the embeddings.
     """
     references = {**references, **info.references}
     names = [n for n in references if n == BASE or n in tailoring.models]
-    front: dict[str, object] = {"library_name": "transformers", "tags": ["tailorlib", "layer-pruning", "merge"]}
-    hub = [references[n].partition("@")[0] for n in names if _HUB_ID.match(references[n])]
-    if hub:
-        front["base_model"] = hub
-    if info.license:
-        front["license"] = info.license
+    stated = {n: tuple((licenses or {}).get(n, ())) for n in names}
     kept = len(tailoring.layers)
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+        f"---\n{yaml.safe_dump(_front_matter(info, references, stated), sort_keys=False)}---",
         f"# {escape(info.title or title)}",
-        f"{kept} of {len(layer_types)} layers, {num_parameters:,} parameters. Made by tailorlib {__version__}: "
-        "layers of a base model and of its fine-tunes, removed, chosen and merged as `tailoring.yaml` lists.",
-        "## Models\n\n" + _table(("name", "from"), [(n, escape(display_name(references[n]))) for n in names]),
-        _layer_section(tailoring, len(layer_types)),
+        f"{kept} of {len(layer_kinds)} layers, {num_parameters:,} parameters. Made by tailorlib {__version__}: "
+        "layers of a base model and of its fine-tunes, removed, chosen and merged as listed below.",
+        _model_section(names, references, stated),
+        _layer_section(tailoring, len(layer_kinds), tied),
     ]
     scores = info.scores if isinstance(info.scores, str) else _score_table(info.scores)
     if scores:
         sections.append(f"## Scores\n\n{scores}")
-    note = pattern_note(layer_types, [layer_types[p.sources[0].layer] for p in tailoring.layers])
+    note = pattern_note(layer_kinds, [layer_kinds[p.sources[0].layer] for p in tailoring.layers])
     sections += [text for text in (note, info.notes) if text]
     sections.append(
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
     )
-    sections.append(
-        "## Licence\n\n"
-        + (escape(info.license) + ", and" if info.license else "This model is subject to")
-        + " the terms of every model in the table above."
-    )
+    sections += [_recipe_section(info, tailoring, references), _license_section(info, stated)]
     return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(
+    info: CardInfo, references: Mapping[str, str], stated: Mapping[str, Sequence[License]]
+) -> dict[str, object]:
+    front: dict[str, object] = {"library_name": "transformers", "tags": ["tailorlib", "layer-pruning", "merge"]}
+    hub = [references[n].partition("@")[0] for n in stated if _HUB_ID.match(references[n])]
+    if hub:
+        front["base_model"] = hub
+    identifiers = {license.identifier for found in stated.values() for license in found}
+    if info.license or (len(identifiers) == 1 and all(stated.values())):
+        front["license"] = info.license or identifiers.pop()
+    return front
+
+
+def _model_section(
+    names: Sequence[str], references: Mapping[str, str], stated: Mapping[str, Sequence[License]]
+) -> str:
+    rows = [
+        (escape(n), escape(display_name(references[n])), escape(", ".join(map(str, stated[n])) or "not stated"))
+        for n in names
+    ]
+    return "## Models\n\n" + _table(("name", "from", "licence"), rows)
+
+
+def _recipe_section(info: CardInfo, tailoring: Tailoring, references: Mapping[str, str]) -> str:
+    recipe = info.recipe
+    for reference in sorted(filter(None, references.values()), key=len, reverse=True):
+        recipe = recipe.replace(reference, display_name(reference))  # folders of this machine concern nobody
+    blocks = [_folded("Tailoring", tailoring.to_yaml())]
+    blocks += [_folded("Recipe of the search", recipe)] if recipe.strip() else []
+    return "\n\n".join(["## How it was made", *blocks])
+
+
+def _folded(summary: str, text: str) -> str:
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
+    return f"<details>\n<summary>{summary}</summary>\n\n{fence}yaml\n{text.strip()}\n{fence}\n\n</details>"
+
+
+def _license_section(info: CardInfo, stated: Mapping[str, Sequence[License]]) -> str:
+    text = (
+        escape(info.license) + ", and" if info.license else "This model is subject to"
+    ) + " the terms of every model in the table above."
+    warnings = "\n".join(f"- {escape(warning)}" for warning in license_warnings(stated))
+    if warnings:
+        text += f" Look into this first:\n\n{warnings}\n\nThis list is a reading aid and not legal advice."
+    return f"## Licence\n\n{text}"
 
 
 def escape(text: object) -> str:
@@ -103,32 +153,51 @@ def display_name(reference: str) -> str:
 
 
 def pattern_note(before: Sequence[str], after: Sequence[str]) -> str:
-    """Return a warning if the source's layer types repeat with a period and the kept ones don't, else nothing."""
+    """Return a warning if the source's layer kinds repeat with a period and the kept ones don't, else nothing."""
     if len(set(before)) < 2:
         return ""
     period = next(p for p in range(1, len(before) + 1) if all(t == before[i % p] for i, t in enumerate(before)))
     if period == len(before) or all(t == before[i % period] for i, t in enumerate(after)):
         return ""
-    full = [i for i, t in enumerate(after) if t == FULL_ATTENTION]
+    places = "; ".join(f"{kind}: {[i for i, k in enumerate(after) if k == kind]}" for kind in sorted(set(after)))
     return (
-        f"The full-attention layers are {full}. The source's pattern, which repeats after {period} layers, "
-        "is lost: `config.json` lists the types, but a program that assumes the pattern, as llama.cpp does for "
-        "some architectures, would compute something else."
+        f"The source's pattern of layers, which repeats after {period} layers, is lost. Now there are {places}. "
+        "`config.json` lists them, but a program that assumes the pattern, as llama.cpp does for some "
+        "architectures, computes something else."
     )
 
 
-def _layer_section(tailoring: Tailoring, number: int) -> str:
-    rows = [(str(i), *_describe(plan)) for i, plan in enumerate(tailoring.layers)]
-    used = {s.layer for plan in tailoring.layers for s in plan.sources}
+def _layer_section(tailoring: Tailoring, number: int, tied: bool) -> str:
+    rows = [row for i, plan in enumerate(tailoring.layers) for row in _rows(str(i), plan)]
+    used = {s.layer for plan in tailoring.layers for p in plan.plans for s in p.sources}
     removed = [str(i) for i in range(number) if i not in used]
-    owners = f"Embeddings: {tailoring.embeddings}; final norm: {tailoring.norm}; head: {tailoring.head}."
-    table = _table(("layer", "sources", "operation", "hyperparameters"), rows)
+    head = "the embeddings" if tied else _owner(tailoring.head)
+    owners = (
+        f"Embeddings: {_owner(tailoring.embeddings)}; final norm: {_owner(tailoring.norm)}; head: {head}. "
+        f"Seed of random masks: {tailoring.seed}."
+    )
+    shown = [i for i in range(len(_COLUMNS)) if i < 4 or any(row[i] for row in rows)]
+    table = _table([_COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows])
     return f"## Layers\n\nRemoved: {', '.join(removed) or 'none'}. {escape(owners)}\n\n{table}"
 
 
-def _describe(plan: LayerPlan) -> tuple[str, str, str]:
+def _rows(place: str, plan: LayerPlan) -> Iterator[tuple[str, ...]]:
+    """Yield a layer's row, then one for each of its parts that has a plan of its own."""
     params = ", ".join(f"{k}={_figure(v)}" for k, v in plan.params)
-    return escape(", ".join(map(str, plan.sources))), escape(plan.operation), escape(params)
+    scales = [f"{s:.4g}" if s != 1 else "" for s in (plan.attention_scale, plan.mlp_scale)]
+    sources, base = ", ".join(map(str, plan.sources)), "" if plan.base is None else str(plan.base)
+    yield tuple(map(escape, (place, sources, plan.operation, params, base, *scales)))
+    for name, part in plan.parts:
+        yield from _rows(f"{place}, its {name}", part)
+
+
+def _owner(owner: Owner) -> str:
+    if not isinstance(owner, PartPlan):
+        return owner
+    params = [f"{k}={_figure(v)}" for k, v in owner.params]
+    against = [] if owner.base is None else [f"against {owner.base}"]
+    details = ", ".join(params + against)
+    return f"{owner} ({details})" if details else str(owner)
 
 
 def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
@@ -140,6 +209,8 @@ def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _figure(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_figure, value))})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from tailorlib.exceptions import TailorError
-from tailorlib.export.card import CardInfo, render_card
+from tailorlib.exceptions import ModelError, TailorError
+from tailorlib.export.card import CardInfo, pattern_note, render_card
+from tailorlib.export.licenses import licenses_of
 from tailorlib.export.writer import TensorSpec, write_checkpoint
-from tailorlib.models.architecture import layer_types, slot_index, tailored_config
+from tailorlib.models.architecture import layer_kinds, slot_index, tailored_config
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.reading import private_reads
 from tailorlib.tailoring import Tailoring
+
+_log = logging.getLogger(__name__)
 
 TAILORING = "tailoring.yaml"
 _COPIED = (
@@ -35,19 +42,23 @@ def export_model(
     directory: str | Path,
     *,
     card: CardInfo | None = None,
+    device: torch.device | None = None,
     max_shard_bytes: float = 5e9,
     overwrite: bool = False,
 ) -> Path:
     """Write a tailored model: weights, config, tokenizer, ``tailoring.yaml`` and a model card.
 
-    One tensor at a time is read, merged and written, in the base model's stored data type. The folder appears
-    whole or not at all.
+    Tensors are read, merged and written one by one, in the base model's stored data type: what is held at a time
+    is what one merge needs and the tensor being written. The folder appears whole or not at all. A sliding-window
+    pattern that loses its period is told in a warning.
 
     Args:
-        family: The family, prepared. If it is loaded, merges are computed on its device, as in the search.
+        family: The family, prepared.
         tailoring: The candidate.
         directory: The folder to make.
         card: What the model card should say beyond the layers.
+        device: Where merges are computed. If ``None``, as in the search: on the family's device, or the CPU if
+            it isn't loaded.
         max_shard_bytes: Largest size of a weights file.
         overwrite: Replace a folder that an earlier export wrote.
 
@@ -55,12 +66,15 @@ def export_model(
         The folder.
 
     Raises:
-        ModelError: If the tailoring doesn't fit the family.
+        ModelError: If the tailoring doesn't fit the family, or a source can't be read or changes meanwhile.
         TailorError: If the folder exists, can't be written, or the disk is too full.
     """
     family.check(tailoring)
     target = Path(directory).expanduser().absolute()
     _check_target(target, overwrite)
+    note = lost_pattern(family, tailoring)
+    if note:
+        _log.warning(note)
     specs = tensor_specs(family, tailoring)
     needed = sum(spec.nbytes for spec in specs) + _ROOM
     building: Path | None = None
@@ -68,7 +82,8 @@ def export_model(
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_room(target.parent, needed)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        write_checkpoint(building, specs, _tensors(family, tailoring), max_shard_bytes)
+        with private_reads():
+            write_checkpoint(building, specs, tensors(family, tailoring, device), max_shard_bytes)
         _write_rest(family, tailoring, building, card or CardInfo(), target.name)
         _publish(building, target)
     except OSError as error:
@@ -91,41 +106,70 @@ def tensor_specs(family: ModelFamily, tailoring: Tailoring) -> list[TensorSpec]:
     return specs
 
 
-def _tensors(family: ModelFamily, tailoring: Tailoring) -> Iterator[tuple[str, Tensor]]:
+def tensors(
+    family: ModelFamily, tailoring: Tailoring, device: torch.device | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the exported model by its name in the file, in file order, one at a time."""
+    device = device or family.device
     assembly, architecture = family.assembly, family.architecture
-    for name, tensor in assembly.outer_tensors(tailoring, family.device):
+    for name, tensor in assembly.outer_tensors(tailoring, device):
         yield architecture.stored_name(name), tensor
     for i, plan in enumerate(tailoring.layers):
-        for suffix, tensor in assembly.layer_tensors(plan, tailoring.seed, family.device):
+        for suffix, tensor in assembly.layer_tensors(plan, tailoring.seed, device):
             yield architecture.layer_prefix(i) + suffix, tensor
 
 
-def _write_rest(family: ModelFamily, tailoring: Tailoring, folder: Path, card: CardInfo, title: str) -> None:
+def exported_config(family: ModelFamily, tailoring: Tailoring) -> Any:
+    """Return the transformers config of the exported model."""
     config = tailored_config(family.config, [slot_index(p) for p in tailoring.layers])
     config.dtype = max(tensor_specs(family, tailoring), key=lambda s: s.nbytes).dtype  # what dtype="auto" reads
     vars(config).pop("_model_name_or_path", None)  # a leftover of GGUF files: another model's name
-    config.save_pretrained(folder)
+    return config
+
+
+def lost_pattern(family: ModelFamily, tailoring: Tailoring) -> str:
+    """Return a warning if a tailoring breaks the period of its sources' layers, else nothing."""
+    kinds = layer_kinds(family.config)
+    return pattern_note(kinds, [kinds[slot_index(plan)] for plan in tailoring.layers])
+
+
+def _write_rest(family: ModelFamily, tailoring: Tailoring, folder: Path, card: CardInfo, title: str) -> None:
+    exported_config(family, tailoring).save_pretrained(folder)
     for name in _COPIED:
-        source = family.source.folder / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name)
-        elif source.is_file():
-            shutil.copyfile(source, folder / name)
+        _copy(family.source.folder / name, folder / name)
     (folder / TAILORING).write_text(tailoring.to_yaml(), encoding="utf-8")
     text = render_card(
         card,
         tailoring,
         title=title,
         references=family.descriptions,
-        layer_types=layer_types(family.config),
+        layer_kinds=layer_kinds(family.config),
         num_parameters=family.num_parameters(tailoring),
+        licenses={name: licenses_of(source.folder) for name, source in family.sources.items()},
+        tied=bool(family.config.tie_word_embeddings),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file or folder of the base, if it is there.
+
+    Raises:
+        ModelError: If it can't be read.
+    """
+    try:
+        if source.is_dir():
+            shutil.copytree(source, target)
+        elif source.is_file():
+            shutil.copyfile(source, target)
+    except (FileNotFoundError, PermissionError) as error:
+        raise ModelError(f"{str(source)!r} of the base model can't be read: {error.strerror}.") from error
+
+
 def _check_target(target: Path, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise TailorError(f"An export makes a folder; {str(target)!r} is a file. Give another name.")
+    there = next(path for path in (target, *target.parents) if path.exists())
+    if not there.is_dir():
+        raise TailorError(f"An export makes a folder; {str(there)!r} is a file. Give another name.")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not overwrite:

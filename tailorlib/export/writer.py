@@ -11,6 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from tailorlib.models.checkpoint import DTYPES, INDEX, SINGLE
 
+_SYNC_AFTER = 128 * 2**20
+"""Bytes of a file after which they are flushed to the disk, beside the merging."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -66,10 +69,12 @@ def write_checkpoint(
 ) -> tuple[Path, ...]:
     """Write ``model.safetensors``, or shards and their index, as transformers would.
 
+    Each tensor is written while the next one is made: at most two of them are held at a time.
+
     Args:
         directory: An existing folder.
         specs: All tensors, in the order in which they are divided into shards.
-        tensors: The same tensors by name, in any order; each is dropped before the next one is taken.
+        tensors: The same tensors by name, in any order.
         max_shard_bytes: Largest size of a file, unless one tensor is larger.
 
     Returns:
@@ -90,44 +95,39 @@ def write_checkpoint(
             file = _ShardFile(directory / name, shard)
             stack.callback(file.close)
             home.update(dict.fromkeys((spec.name for spec in shard), file))
+        writer = stack.enter_context(ThreadPoolExecutor(1, "tailorlib-writer"))
+        behind: Future[None] | None = None
         for name, tensor in tensors:
             if name not in home:
                 raise ValueError(f"The tensor {name!r} is not announced, or was written before.")
-            home.pop(name).put(name, tensor)
+            if behind is not None:
+                behind.result()
+            behind = writer.submit(home.pop(name).put, name, tensor)
+        if behind is not None:
+            behind.result()
         if home:
             raise ValueError(f"Tensors were announced and not given: {', '.join(sorted(home)[:3])}.")
     if width > 1:
         where = {spec.name: name for name, shard in zip(names, shards, strict=True) for spec in shard}
-        total = sum(spec.nbytes for spec in specs)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        metadata = {
+            "total_parameters": sum(prod(spec.shape) for spec in specs),
+            "total_size": sum(spec.nbytes for spec in specs),
+        }
+        index = json.dumps({"metadata": metadata, "weight_map": where}, indent=2, sort_keys=True)
+        (directory / INDEX).write_text(index + "\n", encoding="utf-8")
     return tuple(directory / name for name in names)
 
 
 class _ShardFile:
-    """One file, opened with its header written and room for each tensor."""
+    """One file: made with the first tensor, header and room for all of them, and closed with the last."""
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]) -> None:
+        self._path = path
         # wide types first: every tensor then begins at a multiple of its own width, as memory maps need
-        ordered = sorted(specs, key=lambda s: -s.dtype.itemsize)
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        self._specs = {s.name: s for s in ordered}
+        self._specs = {spec.name: spec for spec in sorted(specs, key=lambda s: -s.dtype.itemsize)}
         self._places: dict[str, int] = {}
-        end = 0
-        for spec in ordered:
-            self._places[spec.name] = end
-            header[spec.name] = {
-                "dtype": _NAMES[spec.dtype],
-                "shape": list(spec.shape),
-                "data_offsets": [end, end + spec.nbytes],
-            }
-            end += spec.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._start = 8 + len(text)
-        self._file: BinaryIO = path.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        self._file.truncate(self._start + end)
+        self._file: BinaryIO | None = None
+        self._unsynced = 0
 
     def put(self, name: str, tensor: Tensor) -> None:
         spec = self._specs[name]
@@ -136,13 +136,45 @@ class _ShardFile:
                 f"The tensor {name!r} was announced as {spec.dtype} {list(spec.shape)}; it is {tensor.dtype} "
                 f"{list(tensor.shape)}."
             )
-        self._file.seek(self._start + self._places[name])
+        file = self._file = self._file or self._create()
+        file.seek(self._places.pop(name))
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        self._file.write(flat.view(torch.uint8).numpy().data)
+        file.write(flat.view(torch.uint8).numpy().data)
+        self._unsynced += spec.nbytes
+        if not self._places:
+            self.close()
+        elif self._unsynced >= _SYNC_AFTER:  # else the disk would idle, and be waited for at the end
+            _sync(file)
+            self._unsynced = 0
 
     def close(self) -> None:
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
+        if self._file is not None and not self._file.closed:
+            try:
+                _sync(self._file)
+            finally:
+                self._file.close()
+
+    def _create(self) -> BinaryIO:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for spec in self._specs.values():
+            self._places[spec.name] = end
+            place = [end, end + spec.nbytes]
+            header[spec.name] = {
+                "dtype": _NAMES[spec.dtype],
+                "shape": list(spec.shape),
+                "data_offsets": place,
+            }
+            end += spec.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file = self._path.open("wb")
+        file.write(struct.pack("<Q", len(text)) + text)
+        self._places = {name: file.tell() + place for name, place in self._places.items()}
+        file.truncate(file.tell() + end)
+        return file
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tailorlib.exceptions import ModelError
-from tailorlib.models.checkpoint import Checkpoint, read_header
+from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -47,8 +47,8 @@ class AdapterCheckpoint(Checkpoint):
     def __init__(self, base: Checkpoint, folder: Path) -> None:
         self.base, self.folder = base, folder
         self._config = _read_config(folder)
+        self._own = SafetensorsCheckpoint.of_file(folder / WEIGHTS)
         self._pairs = self._find_pairs()
-        self._tensors = _AdapterTensors(folder)
 
     def keys(self) -> tuple[str, ...]:
         """Return the base's names."""
@@ -68,8 +68,8 @@ class AdapterCheckpoint(Checkpoint):
         if name not in self._pairs:
             return weight
         module = self._pairs[name]
-        lora_a = self._tensors.get(f"base_model.model.{module}.lora_A.weight")  # [r, in]
-        lora_b = self._tensors.get(f"base_model.model.{module}.lora_B.weight")  # [out, r]
+        lora_a = self._matrix(module, "A")  # [r, in]
+        lora_b = self._matrix(module, "B")  # [out, r]
         delta = (lora_b @ lora_a).mul_(self._scaling(module, lora_a.shape[0]))
         if self._config.get("fan_in_fan_out"):
             delta = delta.T
@@ -86,14 +86,16 @@ class AdapterCheckpoint(Checkpoint):
     def __contains__(self, name: str) -> bool:
         return name in self.base
 
+    def _matrix(self, module: str, side: str) -> Tensor:
+        return self._own.tensor(_matrix_name(module, side)).to(torch.float32)
+
     def _scaling(self, module: str, rank: int) -> float:
         alpha = float(_by_pattern(self._config.get("alpha_pattern"), module, self._config["lora_alpha"]))
         return alpha / math.sqrt(rank) if self._config.get("use_rslora") else alpha / rank
 
     def _find_pairs(self) -> dict[str, str]:
-        header = read_header(self.folder / WEIGHTS)
         sides: dict[str, set[str]] = {}
-        for key in header:
+        for key in self._own.keys():  # noqa: SIM118
             match = _PAIR.match(key)
             if match is None:
                 raise ModelError(
@@ -110,7 +112,7 @@ class AdapterCheckpoint(Checkpoint):
                     f"The adapter {str(self.folder)!r} has {what} for {module!r}, and the base "
                     f"{'has' if name in self.base else 'has no'} such weight. Give its own base."
                 )
-            a, b = (header[f"base_model.model.{module}.lora_{side}.weight"].shape for side in "AB")
+            a, b = (self._own.shape(_matrix_name(module, side)) for side in "AB")
             shape = (a[1], b[0]) if self._config.get("fan_in_fan_out") else (b[0], a[1])
             rank = int(_by_pattern(self._config.get("rank_pattern"), module, self._config["r"]))
             if shape != self.base.shape(name) or not a[0] == b[1] == rank:
@@ -123,19 +125,8 @@ class AdapterCheckpoint(Checkpoint):
         return pairs
 
 
-class _AdapterTensors:
-    """The adapter's own small matrices, in float32, read once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._tensors: dict[str, Tensor] | None = None
-
-    def get(self, key: str) -> Tensor:
-        if self._tensors is None:
-            from safetensors.torch import load_file
-
-            self._tensors = load_file(self._folder / WEIGHTS)
-        return self._tensors[key].to(torch.float32)
+def _matrix_name(module: str, side: str) -> str:
+    return f"base_model.model.{module}.lora_{side}.weight"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tailorlib.exceptions import ModelError, did_you_mean
+from tailorlib.models.header import MAX_HEADER, parse_header, parse_index
+from tailorlib.models.reading import Stamp, TensorInfo, private_reader
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,6 +32,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 """The data types of the safetensors format that tailorlib reads and writes."""
+_WIDTHS = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 class Checkpoint(ABC):
@@ -69,21 +70,6 @@ class Checkpoint(ABC):
         return name in self.keys()
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a safetensors header says of one tensor.
-
-    Args:
-        shape: Its shape.
-        dtype: Its data type.
-        file: The file that holds it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: Path
-
-
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Read the header of a safetensors file and check that the file holds all the bytes it promises.
 
@@ -93,28 +79,27 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > size:
-                raise ValueError(f"its header claims {length} bytes")
-            header: dict[str, Any] = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-        if 8 + length + end != size:
-            last = max(header, key=lambda k: int(header[k]["data_offsets"][1]))
-            raise ValueError(
-                f"it should have {8 + length + end} bytes (its last tensor is {last!r}) and has {size}"
-            )
-        unknown = {k: e["dtype"] for k, e in header.items() if e["dtype"] not in DTYPES}
-        if unknown:
-            name, dtype = next(iter(unknown.items()))
-            raise ValueError(f"tensor {name!r} has the data type {dtype}, which tailorlib can't merge")
-        return {k: TensorInfo(tuple(e["shape"]), DTYPES[e["dtype"]], file) for k, e in header.items()}
+            start = stream.read(8)
+            if len(start) < 8:
+                raise ValueError(f"it has {size} bytes, and a safetensors file begins with eight of its own")
+            (length,) = struct.unpack("<Q", start)
+            if length > min(size - 8, MAX_HEADER):
+                raise ValueError(
+                    f"its header claims {length} bytes; the file has {size}, and a header at most {MAX_HEADER}"
+                )
+            text = stream.read(length)
+        tensors = parse_header(text, size - 8 - len(text), _WIDTHS)
     except OSError as error:
         raise ModelError(f"The checkpoint file {str(file)!r} can't be read: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error) as error:
+    except ValueError as error:
         raise ModelError(
             f"The checkpoint file {str(file)!r} is damaged or unsuitable: {error}. Fetch or convert it again."
         ) from error
+    first = 8 + len(text)
+    return {
+        name: TensorInfo(shape, DTYPES[dtype], file, first + begin)
+        for name, (dtype, shape, begin) in tensors.items()
+    }
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -131,7 +116,23 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._info = self._read_folder()
+        self._keep(self._read_folder())
+
+    @classmethod
+    def of_file(cls, file: Path) -> SafetensorsCheckpoint:
+        """Return the tensors of one file of any name.
+
+        Raises:
+            ModelError: If it is missing or damaged.
+        """
+        checkpoint = cls.__new__(cls)
+        checkpoint.folder = file.parent
+        checkpoint._keep(read_header(file))
+        return checkpoint
+
+    def _keep(self, info: dict[str, TensorInfo]) -> None:
+        self._info = info
+        self._stamps = {file: Stamp.of(file.stat()) for file in {i.file for i in info.values()}}
         self._open: dict[Path, Any] = {}
 
     def keys(self) -> tuple[str, ...]:
@@ -147,8 +148,11 @@ class SafetensorsCheckpoint(Checkpoint):
         return self._find(name).dtype
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor: a view of the mapped file, not to be modified."""
-        file = self._find(name).file
+        """Return a tensor: a view of the mapped file, not to be modified; a copy within ``private_reads``."""
+        info, reader = self._find(name), private_reader()
+        file = info.file
+        if reader is not None:
+            return reader.read(name, info, self._stamps[file])
         try:
             if file not in self._open:
                 self._open[file] = safe_open(str(file), framework="pt", device="cpu")
@@ -173,10 +177,15 @@ class SafetensorsCheckpoint(Checkpoint):
         return self._info[name]
 
     def _read_folder(self) -> dict[str, TensorInfo]:
+        if (self.folder / SINGLE).is_file():  # where both exist, transformers reads this one too
+            return read_header(self.folder / SINGLE)
         if (self.folder / INDEX).is_file():
             return self._read_shards()
-        if (self.folder / SINGLE).is_file():
-            return read_header(self.folder / SINGLE)
+        shards = sorted(p.name for p in self.folder.glob("*-of-*.safetensors"))
+        if shards:
+            raise ModelError(
+                f"{str(self.folder)!r} has {len(shards)} shards such as {shards[0]} and no {INDEX}. Fetch it too."
+            )
         pickles = sorted(p.name for p in self.folder.glob("pytorch_model*.bin"))
         if pickles:
             raise ModelError(
@@ -189,12 +198,13 @@ class SafetensorsCheckpoint(Checkpoint):
     def _read_shards(self) -> dict[str, TensorInfo]:
         index = self.folder / INDEX
         try:
-            where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            if index.stat().st_size > MAX_HEADER:
+                raise ValueError(f"it has more than {MAX_HEADER} bytes")
             by_file: dict[str, list[str]] = {}
-            for name, file in where.items():
+            for name, file in parse_index(index.read_bytes()).items():
                 by_file.setdefault(file, []).append(name)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"The index {str(index)!r} can't be read: {error!r}. Fetch it again.") from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The index {str(index)!r} can't be read: {error}. Fetch it again.") from error
         info: dict[str, TensorInfo] = {}
         for file, names in sorted(by_file.items()):
             if not (self.folder / file).is_file():

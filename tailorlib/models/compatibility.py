@@ -10,9 +10,9 @@ from tailorlib.models.architecture import Architecture, architecture_of, layer_k
 from tailorlib.models.checkpoint import Checkpoint
 
 _HARD = (
-    *("model_type", "num_hidden_layers", "vocab_size", "tie_word_embeddings"),
+    *("model_type", "num_hidden_layers"),
     *("hidden_size", "intermediate_size", "moe_intermediate_size"),
-    *("num_attention_heads", "num_key_value_heads", "num_kv_heads", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "num_kv_heads"),
     *("hidden_act", "hidden_activation", "activation_function", "activation"),
     *("query_pre_attn_scalar", "attention_multiplier", "scale_attn_weights", "attn_logit_softcapping"),
     *("use_qk_norm", "use_bidirectional_attention", "alibi", "residual_multiplier"),
@@ -24,16 +24,17 @@ _WITHOUT_EFFECT = re.compile(
     r"_.*|transformers_version|(torch_)?dtype|architectures|auto_map|\w+_token_id|use_cache|is_decoder|return_dict"
     r"|initializer_range|\w*dropout|\w+_pdrop|pretraining_tp|output_\w+|router_(aux_loss_coef|jitter_noise)"
     r"|id2label|label2id|problem_type|chunk_size_feed_forward|task_specific_params|summary_\w+"
-    r"|decoder_sparse_step|no_rope_layer_interval|num_ln_in_parallel_attn"
+    r"|max_window_layers|mlp_only_layers|decoder_sparse_step|no_rope_layer_interval"
+    r"|vocab_size|tie_word_embeddings|head_dim|n_inner|ffn_hidden_size|num_ln_in_parallel_attn"
 )
-"""Config entries that change nothing of what an evaluated layer computes, or that other checks see: which layers are
-of which kind, and which tensors there are."""
+"""Config entries that change nothing of what a layer computes when it is evaluated, or that other checks see: which
+layers are of which kind, and which tensors there are."""
 
 
 def config_differences(base: Any, candidate: Any) -> tuple[list[str], list[str]]:
     """Compare a candidate's config with the base's.
 
-    Whatever differs and isn't known to be without effect is worth a warning: the stitched model runs with the base's.
+    Whatever differs is worth a warning, unless it is known to be without effect.
 
     Returns:
         The differences that forbid stitching, and those worth a warning; each names both values.
@@ -41,7 +42,7 @@ def config_differences(base: Any, candidate: Any) -> tuple[list[str], list[str]]
     hard = _differences(_HARD, base, candidate)
     if not hard and layer_kinds(base) != layer_kinds(candidate):
         hard.append("layers of other types than the base's")
-    listed = {*_HARD, *architecture_of(base).index_entries}
+    listed = {*_HARD, *architecture_of(base).per_layer}
     soft = (n for n in {**base.to_dict(), **candidate.to_dict()} if not _WITHOUT_EFFECT.fullmatch(n))
     return hard, _differences((n for n in soft if n not in listed), base, candidate)
 
@@ -74,4 +75,5 @@ def shape_differences(
 
 def _differences(names: Iterable[str], base: Any, candidate: Any) -> list[str]:
     pairs = ((n, getattr(base, n, None), getattr(candidate, n, None)) for n in names)
-    return [f"{n} {theirs!r} (base: {ours!r})" for n, ours, theirs in pairs if ours != theirs]
+    # a switch that is off and one that isn't named are the same
+    return [f"{n} {theirs!r} (base: {ours!r})" for n, ours, theirs in pairs if (ours or None) != (theirs or None)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -18,11 +18,16 @@ from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tailorlib.models.compatibility import config_differences, shape_differences
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
 from tailorlib.models.prefixed import with_prefix
+from tailorlib.models.quantization import QUANTIZATIONS, QuantizationName
 from tailorlib.models.source import ModelSource, resolve
+from tailorlib.models.statistics import LayerStatistics
 from tailorlib.models.stitching import Stitcher, build_skeleton
+from tailorlib.models.vocabulary import Member, align
+from tailorlib.operation import MergeOperation, Statistic
 from tailorlib.registry import Registry
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import BASE, SELECT, LayerPlan, PartPlan, Tailoring, models_of
+from tailorlib.text import TextSource
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +41,10 @@ class ModelFamily:
             LoRA adapter on the base.
         dtype: Data type to evaluate in; 'auto' measures which one the device computes fastest in.
         merge_cache_mib: Memory for merged layers that are kept between candidates, in MiB.
+        quantization: Evaluate with the layers' matrices in 4 or 8 bits, by bitsandbytes: merges are computed from
+            the stored weights and then quantised. Exports are never quantised.
+        calibration: Text for the layer statistics that merges such as RegMean and Fisher ask for.
+        calibration_tokens: Number of tokens of that text to gather them over, from its beginning.
     """
 
     def __init__(
@@ -44,9 +53,15 @@ class ModelFamily:
         candidates: dict[str, str] | None = None,
         dtype: DtypeName = "auto",
         merge_cache_mib: int = 1024,
+        quantization: QuantizationName = "none",
+        calibration: TextSource | None = None,
+        calibration_tokens: int = 65_536,
     ) -> None:
         self.base, self.candidates = base, dict(candidates or {})
-        self.dtype, self.merge_cache_mib = dtype, merge_cache_mib
+        self.dtype, self.merge_cache_mib, self.quantization = dtype, merge_cache_mib, quantization
+        self.calibration, self.calibration_tokens = calibration, calibration_tokens
+        self._required: set[Statistic] = set()
+        self._statistics: LayerStatistics | None = None
         self._checkpoints: dict[str, Checkpoint] = {}
         self._sources_found: dict[str, ModelSource] = {}
         self._references: dict[str, str] = {}
@@ -86,24 +101,47 @@ class ModelFamily:
         if faults:
             self._assembly = None
             raise RecipeError(faults)
+        if self.calibration is not None:
+            self._statistics = self.assembly.statistics = LayerStatistics(self)
+
+    def require(self, operations: Iterable[MergeOperation]) -> None:
+        """Say which merges will be used: :meth:`load` gathers the layer statistics that they ask for.
+
+        Raises:
+            RecipeError: If one asks for statistics, and the family has no calibration text.
+            DataError: If that text can't be read.
+        """
+        asking = {operation.name: operation.statistic for operation in operations if operation.statistic}
+        if asking and self.calibration is None:
+            raise RecipeError(
+                f"{', '.join(asking)} needs layer statistics, and the family has no text to gather them over. Set "
+                "family.init_args.calibration to a text source, or leave the operation out."
+            )
+        if asking and self.calibration is not None:
+            self.calibration.documents()
+        self._required.update(asking.values())
 
     def load(self, device: torch.device) -> None:
         """Fix the compute data type for a device and build the skeleton; weights are read when first used.
+
+        What :meth:`require` asked for is gathered, unless the cache has it.
 
         Args:
             device: Where candidates run.
         """
         self.prepare()
-        if self._stitcher is not None and self._stitcher.device == device:
-            return
-        self._stitcher = Stitcher(
-            self.assembly,
-            self._config,
-            device=device,
-            dtype=compute_dtype(self.dtype, device),
-            merge_cache_bytes=self.merge_cache_mib * 2**20,
-            generation_folder=self.source.folder,
-        )
+        if self._stitcher is None or self._stitcher.device != device:
+            self._stitcher = Stitcher(
+                self.assembly,
+                self._config,
+                device=device,
+                dtype=compute_dtype(self.dtype, device),
+                quantization=self.quantization,
+                merge_cache_bytes=self.merge_cache_mib * 2**20,
+                generation_folder=self.source.folder,
+            )
+        if self._statistics is not None:
+            self._statistics.gather(sorted(self._required))
 
     @property
     def layout(self) -> FamilyLayout:
@@ -127,6 +165,12 @@ class ModelFamily:
         """Where the base model lies."""
         self.assembly  # noqa: B018 (prepared?)
         return self._sources_found[BASE]
+
+    @property
+    def sources(self) -> Mapping[str, ModelSource]:
+        """Where each model lies, by family name."""
+        self.assembly  # noqa: B018 (prepared?)
+        return self._sources_found
 
     @property
     def references(self) -> Mapping[str, str]:
@@ -221,7 +265,7 @@ class ModelFamily:
         number = int(self.config.num_hidden_layers)
         for source in plan.drawn:
             self._check_model(source.model, f"layer {i}")
-            if source.layer >= number:
+            if not 0 <= source.layer < number:
                 raise ModelError(
                     f"Layer {i} of the tailoring takes {source}; the models have the layers 0 to {number - 1}."
                 )
@@ -256,8 +300,12 @@ class ModelFamily:
         faults = []
         if self.dtype not in ("auto", *DTYPES):
             faults.append(f"dtype is one of auto, {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.quantization not in QUANTIZATIONS:
+            faults.append(f"quantization is one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}.")
         if self.merge_cache_mib < 0:
             faults.append(f"merge_cache_mib is 0 or more, got {self.merge_cache_mib}.")
+        if self.calibration_tokens < 1:
+            faults.append(f"calibration_tokens is 1 or more, got {self.calibration_tokens}.")
         return faults
 
     def _open_base(self, reference: str) -> None:
@@ -296,12 +344,17 @@ class ModelFamily:
             checkpoint = AdapterCheckpoint(self._checkpoints[BASE], source.folder)
         else:
             checkpoint = with_prefix(SafetensorsCheckpoint(source.folder), self.architecture)
-            hard, soft = config_differences(self._config, load_config(source))
+            config = load_config(source)
+            hard, soft = config_differences(self._config, config)
             if hard:
                 raise ModelError(f"A candidate has the base's architecture; it has {'; '.join(hard)}.")
+            base = Member(self._checkpoints[BASE], self._config, self._sources_found[BASE].folder)
+            checkpoint, note = align(base, Member(checkpoint, config, source.folder), self.architecture)
+            if note:
+                _log.warning("Candidate %r has %s.", name, note)
             wrong = shape_differences(self.architecture, self._names, checkpoint)
             if wrong:
-                raise ModelError(f"A candidate has the base's tensors; {wrong}.")
+                raise ModelError(f"A candidate has the base's tensors; in {str(source.folder)!r}, {wrong}.")
             if soft:
                 _log.warning("Candidate %r has %s. Its layers run with the base's.", name, "; ".join(soft))
         self._checkpoints[name], self._sources_found[name] = checkpoint, source

@@ -10,7 +10,7 @@ from tailorlib.models.checkpoint import Checkpoint
 
 
 class PrefixedCheckpoint(Checkpoint):
-    """A checkpoint under longer names: ``h.0.attn.c_attn.weight`` is read as ``transformer.h.0.attn.c_attn.weight``.
+    """A checkpoint under longer names: ``h.0.ln_1.weight`` is read as ``transformer.h.0.ln_1.weight``.
 
     Models that were saved without a head lack the prefix, the original GPT-2 checkpoints among them.
 

@@ -17,9 +17,11 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from tailorlib.models.architecture import cut_config, slot_index
 from tailorlib.models.assembly import Assembly
+from tailorlib.models.quantization import QuantizationName, Quantizer, stored_bytes
 from tailorlib.tailoring import LayerPlan, LayerSource, Owner, Tailoring
 
 
@@ -30,7 +32,8 @@ def build_skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
         config: A transformers config; the model gets a copy of its own.
         dtype: Data type that the model computes in.
     """
-    with init_empty_weights(include_buffers=False):  # rotary tables are in no checkpoint: only __init__ makes them
+    # rotary tables are in no checkpoint: only __init__ makes them; weights come later, nothing has to be drawn
+    with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     return model.requires_grad_(False).eval()
 
@@ -50,7 +53,7 @@ class LayerModules:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        return sum(t.nbytes for t in self.tensors.values())
+        return sum(stored_bytes(t) for t in self.tensors.values())
 
 
 class MergedLayers:
@@ -94,6 +97,7 @@ class Stitcher:
         config: The base model's config.
         device: Where the models run.
         dtype: Data type that they compute in.
+        quantization: How the layers' matrices are quantised: ``"none"``, ``"nf4"``, ``"fp4"`` or ``"int8"``.
         merge_cache_bytes: Budget of merged layers that are kept.
         generation_folder: Folder whose ``generation_config.json`` the model takes, if it has one.
     """
@@ -105,19 +109,24 @@ class Stitcher:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        quantization: QuantizationName = "none",
         merge_cache_bytes: int,
         generation_folder: Path | None = None,
     ) -> None:
         self.assembly, self.config, self.device, self.dtype = assembly, config, device, dtype
         self.merged = MergedLayers(merge_cache_bytes)
         self._selected: dict[tuple[str, int], LayerModules] = {}
-        self._outer: dict[tuple[int, str], LayerModules] = {}
+        self._outer: dict[tuple[int, str], tuple[str, LayerModules]] = {}
         self.model = build_skeleton(config, dtype)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
         # every layer module is a copy of one of these, so that what __init__ reads from the config is kept
         self._templates = list(self.model.get_submodule(assembly.architecture.layers))
+        self._quantizer = None if quantization == "none" else Quantizer(quantization, device, dtype)
+        if self._quantizer is not None:
+            for template in self._templates:
+                self._quantizer.convert(template)
         if generation_folder is not None and (generation_folder / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(generation_folder)
 
@@ -137,6 +146,15 @@ class Stitcher:
         self._set_outer(tailoring)
         cut_config(self.model.config, self.config, [slot_index(p) for p in tailoring.layers])
         return self.model
+
+    def memory(self) -> dict[str, int]:
+        """Return the bytes that are held: by the layers taken of each model, and by ``"merged"`` ones."""
+        held: Counter[str] = Counter({"merged": self.merged.nbytes})
+        for (model, _), layer in self._selected.items():
+            held[model] += layer.nbytes
+        for owner, parts in self._outer.values():
+            held[owner] += parts.nbytes
+        return dict(held)
 
     def _layer_modules(self, tailoring: Tailoring) -> list[nn.Module]:
         uses: Counter[tuple[Any, ...]] = Counter()
@@ -159,13 +177,14 @@ class Stitcher:
     def _select(self, source: LayerSource, seed: int) -> LayerModules:
         key = (source.model, source.layer)
         if key not in self._selected:
-            self._selected[key] = self._materialise(self.assembly.layer_tensors(LayerPlan((source,)), seed))
+            plan = LayerPlan((source,))
+            self._selected[key] = self._materialise(plan, self.assembly.layer_tensors(plan, seed))
         return self._selected[key]
 
     def _merge(self, plan: LayerPlan, seed: int) -> LayerModules:
         layer = self.merged.get((plan, seed))
         if layer is None:
-            layer = self._materialise(self._tensors(plan, seed))
+            layer = self._materialise(plan, self._tensors(plan, seed))
             self.merged.put((plan, seed), layer)
         return layer
 
@@ -173,21 +192,28 @@ class Stitcher:
         """Yield a layer's tensors; those taken as they are by reference, if files name them as models do."""
         for suffix in self.assembly.suffixes(plan):
             source = self.assembly.taken_from(plan, suffix)
-            if source is not None and self.assembly.architecture.experts is None:
+            by_reference = self._quantizer is None and self.assembly.architecture.experts is None
+            if source is not None and by_reference:
                 yield suffix, self._select(source, seed).tensors[suffix]
             else:
                 yield suffix, self.assembly.layer_tensor(plan, suffix, seed, self.device)
 
-    def _materialise(self, tensors: Iterable[tuple[str, Tensor]]) -> LayerModules:
-        placed = {name: t.to(self.device, self.dtype) for name, t in tensors}
-        return LayerModules(self.assembly.architecture.live_layer(placed))
+    def _materialise(self, plan: LayerPlan, tensors: Iterable[tuple[str, Tensor]]) -> LayerModules:
+        live_layer = self.assembly.architecture.live_layer
+        if self._quantizer is None:
+            return LayerModules(live_layer({name: t.to(self.device, self.dtype) for name, t in tensors}))
+        # matrices are quantised from their stored data type, one after the other
+        return LayerModules(self._quantizer.quantize(self._templates[slot_index(plan)], live_layer(dict(tensors))))
 
     def _module(self, plan: LayerPlan, tensors: dict[str, Tensor]) -> nn.Module:
         # the config is shared and not copied: the live model's settings must reach every layer
         module: nn.Module = copy.deepcopy(
             self._templates[slot_index(plan)], {id(self.model.config): self.model.config}
         )
-        module.load_state_dict(tensors, assign=True)
+        if self._quantizer is None:
+            module.load_state_dict(tensors, assign=True)
+        else:
+            self._quantizer.assign(module, tensors)
         return module
 
     def _set_outer(self, tailoring: Tailoring) -> None:
@@ -212,8 +238,8 @@ class Stitcher:
         checkpoint, stored = self.assembly.checkpoints[owner].origin(self.assembly.architecture.stored_name(name))
         key = (id(checkpoint), stored)
         if key not in self._outer:
-            self._outer[key] = self._placed(owner, name, seed)
-        return self._outer[key].tensors[name]
+            self._outer[key] = owner, self._placed(owner, name, seed)
+        return self._outer[key][1].tensors[name]
 
     def _placed(self, owner: Owner, name: str, seed: int) -> LayerModules:
         tensor = self.assembly.outer_tensor(owner, name, seed, self.device).to(self.device, self.dtype)

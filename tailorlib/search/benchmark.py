@@ -61,7 +61,12 @@ def _entries(
         yield f"best single variant ({name})", Tailoring.whole(name, layers), "by the search's fitness"
     context = study.context(engine)
     for baseline in study.benchmark.baselines:
-        for proposal in baseline.propose(context)[:1]:
+        try:
+            proposals = baseline.propose(context)
+        except Exception as error:  # such as one that lies outside the search space
+            say(f"[yellow]![/] Benchmark: {baseline.label} proposes nothing and has no row: {error}")
+            continue
+        for proposal in proposals[:1]:
             yield baseline.label, proposal, ""
     if found is not None:
         yield FOUND, found, found_note

@@ -1,19 +1,91 @@
-"""The plan of a study: its size before anything is loaded."""
+"""The plan of a study: its size, memory and time, told before any weight is read.
+
+Time is calibrated and not guessed: the study's own fitness is evaluated on models of the family's config with one
+and with two layers of random weights. The difference is the cost of a layer, the rest that of embeddings, head and
+metrics; both on the device, in the data type and with the batches that the search will use.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from statistics import fmean
+from typing import Any
+
+import torch
 from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tailorlib.console import step
+from tailorlib.exceptions import EvaluationError
+from tailorlib.models.architecture import tailored_config
+from tailorlib.models.precision import compute_dtype, dtype_name
+from tailorlib.models.quantization import Quantizer
+from tailorlib.operation import MergeOperation
 from tailorlib.search.study import Study
-from tailorlib.seeding import numpy_generator
-from tailorlib.tailoring import BASE, Tailoring
+from tailorlib.seeding import numpy_generator, torch_generator
+from tailorlib.tailoring import BASE, SELECT, LayerPlan, Tailoring
+
+_EXAMPLES = 24
+"""Number of tailorings, drawn from the space, that a trial's layers and merges are the mean of."""
+_BYTES_PER_PARAMETER = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01}
 
 
-def plan_table(study: Study) -> Table:
-    """Return models, layers, parameters, size of the space and cost of a trial as a table."""
+@dataclass(frozen=True)
+class Estimate:
+    """What a study is going to take.
+
+    Args:
+        seconds_per_trial: Evaluation of a candidate, and the merges that no cache has.
+        seconds: The whole search; loading, the dense model and the benchmark are not counted.
+        merge_seconds: Share of a trial that goes into merges.
+        device_bytes: Memory of the family on the device, once every layer of every model was used.
+        cache_bytes: Memory that merged layers may take beside it.
+        disk_bytes: Bytes of the checkpoints that are mapped from disk.
+    """
+
+    seconds_per_trial: float
+    seconds: float
+    merge_seconds: float
+    device_bytes: int
+    cache_bytes: int
+    disk_bytes: int
+
+
+def estimate(study: Study, device: torch.device) -> Estimate:
+    """Calibrate on the device and say what a study takes; the study is prepared, the family not loaded.
+
+    Raises:
+        EvaluationError: If the fitness can't be evaluated on a model of random weights.
+    """
+    dtype = compute_dtype(study.family.dtype, device)
+    examples = [_example(study, i) for i in range(_EXAMPLES)]
+    one, two = (_seconds(study, layers, device, dtype) for layers in (1, 2))
+    per_layer = max(two - one, 0.0)
+    kept = fmean(len(tailoring.layers) for tailoring in examples)
+    merging = fmean(_merge_seconds(study, tailoring, device) for tailoring in examples[:3])
+    trial = one + (kept - 1) * per_layer + merging
+    return Estimate(
+        seconds_per_trial=trial,
+        seconds=trial * study.settings.trials,
+        merge_seconds=merging,
+        device_bytes=_device_bytes(study, dtype),
+        cache_bytes=study.family.merge_cache_mib << 20 if study.space.operations() else 0,
+        disk_bytes=sum(_disk_bytes(study)),
+    )
+
+
+def plan_table(study: Study, device: torch.device) -> Table:
+    """Return models, layers, parameters, size of the space, memory and time as a table."""
     family, layout, size = study.family, study.family.layout, study.space.size()
     dense = family.num_parameters(Tailoring.whole(BASE, layout.num_layers))
-    example = study.space.decode(study.space.sample(numpy_generator("plan")), seed=study.settings.seed)
+    example = _example(study, 0)
+    with step(f"Calibrated on {device.type}"):
+        found = estimate(study, device)
     table = Table(show_header=False, title="Plan", title_justify="left")
     table.add_row("models", f"{len(layout.models)}: {', '.join(layout.models)}")
     table.add_row("layers", f"{layout.num_layers}, of which {len(example.layers)} are kept")
@@ -22,8 +94,15 @@ def plan_table(study: Study) -> Table:
     )
     continuous = f", each with up to {size.continuous} continuous hyperparameters" if size.continuous else ""
     table.add_row("search space", f"{big_number(size.discrete)} tailorings{continuous}")
-    table.add_row("trials", str(study.settings.trials))
     table.add_row("tokens per trial", f"{study.fitness.tokens:,}" if study.fitness.tokens else "unknown")
+    dtype = dtype_name(compute_dtype(family.dtype, device))
+    precision = dtype if family.quantization == "none" else f"{family.quantization}, computing in {dtype}"
+    cache = f", merged layers up to {found.cache_bytes / 1e9:.2f} GB" if found.cache_bytes else ""
+    table.add_row("memory", f"{found.device_bytes / 1e9:.2f} GB on {device.type} in {precision}{cache}")
+    table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints, read when needed")
+    merging = f", {found.merge_seconds:.2f} of them merging" if found.merge_seconds >= 0.005 else ""
+    table.add_row("time per trial", f"{found.seconds_per_trial:.2f} s{merging}")
+    table.add_row("time", f"{duration(found.seconds)} for {study.settings.trials} trials on one device")
     return table
 
 
@@ -33,3 +112,102 @@ def big_number(number: int) -> str:
         return f"{number:,}"
     digits = str(number)
     return f"{digits[0]}.{digits[1:3]}e+{len(digits) - 1}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it, such as ``"2 h 5 min"``."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _example(study: Study, number: int) -> Tailoring:
+    return study.space.decode(study.space.sample(numpy_generator("plan", number)), seed=study.settings.seed)
+
+
+def _seconds(study: Study, layers: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Return the time of one evaluation of a model with a few layers; the shorter one of two."""
+    model = _random_model(study, layers, device, dtype)
+    taken = []
+    for _ in range(2):
+        _synchronise(device)
+        start = time.perf_counter()
+        with suppress(EvaluationError):  # random weights may score nothing finite; the time is the same
+            study.fitness.evaluate(model)
+        _synchronise(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _random_model(study: Study, layers: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    config = tailored_config(study.family.config, range(layers))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if study.family.quantization != "none":
+        quantizer = Quantizer(study.family.quantization, device, dtype)
+        for layer in model.get_submodule(study.family.architecture.layers):
+            tensors = dict(layer.state_dict())
+            quantizer.convert(layer)
+            quantizer.assign(layer, quantizer.quantize(layer, tensors))
+    return model.requires_grad_(False).eval().to(device)
+
+
+def _merge_seconds(study: Study, tailoring: Tailoring, device: torch.device) -> float:
+    """Return the time of a tailoring's merges, each measured on one layer of random numbers."""
+    assembly = study.family.assembly
+    seconds: dict[tuple[str, int], float] = {}
+    total = 0.0
+    for plan in tailoring.layers:
+        for part in plan.plans:
+            if part.operation != SELECT:
+                key = (part.operation, len(part.sources))
+                if key not in seconds:
+                    seconds[key] = _one_merge(assembly.operation(part.operation), part, study, device)
+                total += seconds[key] / len(plan.plans)
+    return total
+
+
+def _one_merge(operation: MergeOperation, plan: LayerPlan, study: Study, device: torch.device) -> float:
+    """Return the time of merging one layer, from its largest matrix."""
+    shapes = [shape for _, shape, _ in study.family.assembly.layer_shapes(plan)]
+    largest = max(shapes, key=prod)
+    numbers = torch_generator("plan")
+    base, *tensors = (torch.randn(largest, generator=numbers).to(device) for _ in range(len(plan.sources) + 1))
+    statistics: list[Tensor | None] = [None] * len(tensors)
+    arguments: dict[str, Any] = {"params": dict(plan.params), "statistics": statistics}
+    generators = [torch_generator("plan", i) for i in range(len(tensors))]
+    taken = []
+    for _ in range(2):
+        start = time.perf_counter()
+        operation.apply(tensors, base=base, generators=generators, **arguments)
+        _synchronise(device)
+        taken.append(time.perf_counter() - start)
+    return min(taken) * sum(map(prod, shapes)) / prod(largest)
+
+
+def _device_bytes(study: Study, dtype: torch.dtype) -> int:
+    """Return the memory of the whole family, should the search come to use every layer of it."""
+    family, layers = study.family, study.family.layout.num_layers
+    matrices = others = 0
+    for plan in Tailoring.whole(BASE, layers).layers:
+        for _, shape, _ in family.assembly.layer_shapes(plan):
+            matrices += prod(shape) if len(shape) > 1 else 0
+            others += prod(shape) if len(shape) == 1 else 0
+    outer = sum(prod(shape) for _, shape, _ in family.assembly.outer_shapes())
+    per_matrix = _BYTES_PER_PARAMETER.get(family.quantization, dtype.itemsize)
+    model = matrices * per_matrix + others * dtype.itemsize
+    models = len(family.layout.models)
+    return int(models * model + outer * dtype.itemsize)
+
+
+def _disk_bytes(study: Study) -> Iterator[int]:
+    for checkpoint in study.family.checkpoints.values():
+        own = (name for name in checkpoint.keys() if checkpoint.origin(name)[0] is checkpoint)  # noqa: SIM118
+        yield sum(prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize for name in own)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -113,6 +113,8 @@ class Study:
             self.family.prepare()
             with _collect(faults, "search_space"):
                 self.space.setup(self.family.layout)
+                with _collect(faults, "family"):
+                    self.family.require(self.space.operations())
                 with _collect(faults, "optimizer"):
                     self.optimizer.setup(self.space, self.settings.seed)
         if faults:

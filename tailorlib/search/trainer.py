@@ -15,8 +15,9 @@ from rich.table import Table
 from tailorlib.console import console, say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import JournalError, RecipeError
-from tailorlib.export import CardInfo, export_model
+from tailorlib.export import CardInfo, export_model, verify_export
 from tailorlib.files import write_text
+from tailorlib.interchange import read_foreign, to_mergekit
 from tailorlib.journal import FILE_NAME, Journal, archive, read_trials, refuse_occupied
 from tailorlib.models.family import ModelFamily
 from tailorlib.plugins import REGISTRIES
@@ -123,16 +124,16 @@ class TailorTrainer(Trainer):
         target = Path(output) if output is not None else Path(str(run)) / default
         model.load(self.strategy.root_device)  # merges are computed where the search computed them
         if format == "mergekit":
-            from tailorlib.interchange import to_mergekit
-
-            write_text(target, to_mergekit(chosen, model), overwrite=overwrite)
-            say(f"[green]✓[/] mergekit configuration written to {target}")
+            configuration = to_mergekit(chosen, model)
+            write_text(target, configuration.text, overwrite=overwrite)
+            for note in configuration.notes:
+                say(f"[yellow]![/] {note}")
+            say(f"[green]✓[/] mergekit configuration written to {target}; run it with:")
+            say(f"  {configuration.tool} {target} OUTPUT")
             return
         with step(f"Model written to {target}"):
             export_model(model, chosen, target, overwrite=overwrite)
         if verify:
-            from tailorlib.export import verify_export
-
             say(verify_export(model, chosen, target).table())
 
     def import_(
@@ -161,8 +162,6 @@ class TailorTrainer(Trainer):
                 number, instead of the source's.
             overwrite: Replace a folder that an earlier import wrote.
         """
-        from tailorlib.interchange import read_foreign
-
         imported = read_foreign(
             Path(source), base=base, candidates=candidates, num_layers=layers, legacy_base_index=legacy_base_index
         )
@@ -182,7 +181,7 @@ class TailorTrainer(Trainer):
         """
         study = model.study
         study.prepare(self.strategy.root_device)
-        say(plan_table(study))
+        say(plan_table(study, self.strategy.root_device))
 
     def plugins(self, model: SearchModule | None = None) -> None:
         """List the operations, optimizers and other plugins that recipes can name.

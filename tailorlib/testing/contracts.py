@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tailorlib.distributions import Params
-from tailorlib.operation import MergeOperation
+from tailorlib.operation import MergeOperation, Statistic
 from tailorlib.optimizer import Optimizer
 from tailorlib.search_space import FamilyLayout, SearchSpace
 from tailorlib.seeding import numpy_generator, seed_for, torch_generator
@@ -43,29 +43,39 @@ def global_randomness_unchanged(what: str) -> Iterator[None]:
 def check_merge_operation(op: MergeOperation, *, samples: int = 3) -> None:
     """Check a merge operation: shape, dtype, inputs, determinism, and that its params tell all.
 
+    From the fewest sources that it takes; of a weighted one, without weights and with unequal ones.
+
     Args:
         op: The operation, with the ranges to be tried.
         samples: Number of hyperparameter draws to try.
     """
     rng = numpy_generator("contract", op.name)
     for sample in range(samples):
-        params: Params = {name: d.sample(rng) for name, d in op.distributions().items()}
-        for case, tensors in _tensor_cases(op.max_sources):
-            what = f"{op.name} with {dict(params)} on {case}"
-            first = _merge(op, tensors, params, sample, what)
-            assert torch.equal(first, _merge(op, tensors, params, sample, what)), f"{what}: two runs differ."
-            rebuilt = _merge(type(op)(), tensors, params, sample, what)
-            assert torch.equal(first, rebuilt), (
-                f"{what}: {op.name}() with the same params gives another result. Declare in distributions() "
-                "whatever the merge depends on."
-            )
+        drawn: Params = {name: d.sample(rng) for name, d in op.distributions().items()}
+        for case, tensors in _tensor_cases(op.min_sources, op.max_sources):
+            for params in _with_weights(op, drawn, len(tensors) - 1):
+                what = f"{op.name} with {dict(params)} on {case}"
+                with global_randomness_unchanged(op.name):
+                    first = _merge(op, tensors, params, sample, what)
+                assert torch.equal(first, _merge(op, tensors, params, sample, what)), f"{what}: two runs differ."
+                rebuilt = _merge(type(op)(), tensors, params, sample, what)
+                assert torch.equal(first, rebuilt), (
+                    f"{what}: {op.name}() with the same params gives another result. Declare in distributions() "
+                    "whatever the merge depends on."
+                )
+
+
+def _with_weights(op: MergeOperation, params: Params, sources: int) -> Iterator[Params]:
+    yield params
+    if op.weights is not None:
+        yield {**params, "weights": tuple(1 / (k + 1) for k in range(sources))}
 
 
 def _merge(op: MergeOperation, tensors: Sequence[Tensor], params: Params, seed: int, what: str) -> Tensor:
     *sources, base = (t.clone() for t in tensors)
     generators = [torch_generator(seed, i) for i in range(len(sources))]
-    with global_randomness_unchanged(op.name):
-        merged = op.apply(sources, base=base, params=params, generators=generators, where=what)
+    statistics = [_statistic(op, source, i) for i, source in enumerate(sources)]
+    merged = op.apply(sources, base=base, params=params, generators=generators, statistics=statistics, where=what)
     assert merged.shape == base.shape, f"{what}: the shape is {merged.shape}, not {base.shape}."
     assert merged.dtype == base.dtype, f"{what}: the dtype is {merged.dtype}, not {base.dtype}."
     assert bool(torch.isfinite(merged).all()), f"{what}: the result is not finite."
@@ -74,13 +84,25 @@ def _merge(op: MergeOperation, tensors: Sequence[Tensor], params: Params, seed: 
     return merged
 
 
-def _tensor_cases(max_sources: int | None) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield (name, [*sources, base]) for two and more sources."""
+def _statistic(op: MergeOperation, tensor: Tensor, source: int) -> Tensor | None:
+    """Return the statistic of a source as calibration text could give it: a Gram matrix of matrices only."""
+    generator = torch_generator("contract", "statistic", source)
+    if op.statistic is Statistic.FISHER:
+        return torch.randn(tensor.shape, generator=generator).square()
+    if op.statistic is Statistic.GRAM and tensor.dim() == 2:
+        inputs = torch.randn(2 * tensor.shape[1], tensor.shape[1], generator=generator)
+        return inputs.T @ inputs / len(inputs)
+    return None
+
+
+def _tensor_cases(min_sources: int, max_sources: int | None) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield (name, [*sources, base]) for each number of sources, or the fewest up to 3."""
     shapes = {"a matrix": (5, 7), "a vector": (9,), "one element": (1,), "a rank-1 matrix": (6, 1)}
-    for n in (2, 3) if max_sources is None else range(2, max_sources + 1):
+    for n in range(min_sources, max(min_sources, 3 if max_sources is None else max_sources) + 1):
         generator = torch_generator("contract", n)
         for name, shape in shapes.items():
             yield f"{n} x {name}", [torch.randn(shape, generator=generator) for _ in range(n + 1)]
+        yield f"{n} x a transposed matrix", [torch.randn(7, 5, generator=generator).T for _ in range(n + 1)]
         same = torch.randn(4, 4, generator=generator)
         yield f"{n} equal models", [same.clone() for _ in range(n + 1)]
         yield f"{n} models, opposite signs", [same * (-1) ** i for i in range(n + 1)]
@@ -179,8 +201,10 @@ def fake_trial(
 
 
 def _global_states() -> dict[str, object]:
+    twister = np.random.get_state(legacy=False)  # noqa: NPY002
+    inner, others = twister["state"], (twister["has_gauss"], twister["gauss"])
     return {
         "Python": random.getstate(),
-        "numpy": repr(np.random.get_state(legacy=False)),  # noqa: NPY002
+        "numpy": (inner["key"].tobytes(), inner["pos"], *others),
         "torch": torch.get_rng_state().numpy().tobytes(),
     }

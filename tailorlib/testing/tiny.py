@@ -27,7 +27,6 @@ _SHAPE: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "max_position_embeddings": 256,
-    "num_local_experts": 4,
     "num_experts": 4,
     "num_experts_per_tok": 2,
 }
@@ -61,10 +60,12 @@ def tiny_config(model_type: str, *, num_layers: int, tokenizer: PreTrainedTokeni
         config: Further config values, over the tiny defaults.
     """
     kind = CONFIG_MAPPING[model_type]
-    known = {field.name for field in fields(kind)} | set(kind.attribute_map)
+    known = {field.name for field in fields(kind)}
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    shape = {name: value for name, value in _SHAPE.items() if name in known}
-    return kind(**{**shape, "num_hidden_layers": num_layers, "vocab_size": len(tokenizer), **tokens, **config})
+    wanted = {**_SHAPE, "num_hidden_layers": num_layers, "vocab_size": len(tokenizer), **tokens, **config}
+    # one name for each entry: GPT-2's num_hidden_layers is its n_layer
+    named = {n if n in known else kind.attribute_map.get(n, n): value for n, value in wanted.items()}
+    return kind(**{name: value for name, value in named.items() if name in known or name in config})
 
 
 def write_tiny_model(
@@ -123,7 +124,9 @@ def write_tiny_family(directory: Path, *, candidates: int = 2, **settings: Any) 
 def _liven(model: nn.Module) -> None:
     """Make every tensor of a fresh model count: each layer would be almost the identity, and all norms alike."""
     for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.mul_(5.0)
-        else:  # norms are all one (or zero) and biases zero: a norm or bias out of place wouldn't show
+        if (
+            parameter.min() == parameter.max()
+        ):  # a norm is all ones, a bias all zeros: out of place it wouldn't show
             parameter.add_(0.1 * torch.randn_like(parameter))
+        else:
+            parameter.mul_(5.0)

@@ -15,7 +15,11 @@ from tailorlib.search_space import SEARCH_SPACES
 from tailorlib.testing.contracts import LAYOUT, check_merge_operation, check_optimizer, check_search_space
 
 OPERATION_CLASSES = OPERATIONS.load_all()
-SETTINGS = {"LayerRemoval": {"count": 2}, "PruningSpace": {"removal": LayerRemoval(count=2)}}
+SETTINGS = {
+    "LayerRemoval": {"count": 2},
+    "PruningSpace": {"removal": LayerRemoval(count=2)},
+    "FoldingSpace": {"removal": LayerRemoval(count=2)},
+}
 """What a plugin's ``__init__`` can't do without."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailorlib.testing.tiny import write_tiny_model
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "models"))  # for its cases
 
 CHOICE: list[dict[str, Any]] = [
     {"q": "The quick brown fox", "c": ["jumps", "jumps over", "sleeps over the dog"], "gold": 1},
@@ -134,8 +138,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
     """Return a function that loads a tiny model of some type, and remembers it."""
     known: dict[tuple[Any, ...], Loaded] = {}
 
-    def load(model_type: str = "llama", attention: str = "eager", **config: Any) -> Loaded:
-        key = (model_type, attention, *sorted(config.items()))
+    def load(model_type: str = "llama", attention: str | None = "eager", **config: Any) -> Loaded:
+        key = (model_type, attention, repr(sorted(config.items())))
         if key not in known:
             if model_type == "gpt_neox":
                 config["num_key_value_heads"] = 4

@@ -11,6 +11,7 @@ import torch
 
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.requests import TaskRequests, quiet_lm_eval
+from tailorlib.evaluation.tasks import TaskSettings
 from tailorlib.exceptions import DataError
 
 CPU = torch.device("cpu")
@@ -59,7 +60,7 @@ def test_everything_is_as_lm_eval_has_it(
 ) -> None:
     model, tokenizer = tiny(model_type, "sdpa")
     engine = Engine(tokenizer, CPU, MAX_LENGTH, packing=packing)
-    ours = TaskRequests(ALL, engine, include_path=tasks, **settings)
+    ours = TaskRequests(ALL, engine, TaskSettings(include_path=tasks, **settings))
     found = ours.evaluate(engine.score(model, engine.compile(ours.requests)))
     with kept_randomness():
         expected = oracle(model, tokenizer, ALL, tasks, **settings)
@@ -90,7 +91,7 @@ def test_groups_are_aggregated_as_lm_eval_does(
     model, tokenizer = tiny("llama", "sdpa")
     engine = Engine(tokenizer, CPU, MAX_LENGTH)
     names = ["tiny_choice", "tiny_schema"]
-    ours = TaskRequests(["tiny_group"], engine, include_path=tasks)
+    ours = TaskRequests(["tiny_group"], engine, TaskSettings(include_path=tasks))
     assert sorted(ours.tasks) == names
     found = ours.evaluate(engine.score(model, engine.compile(ours.requests)))
     with kept_randomness():
@@ -101,7 +102,7 @@ def test_groups_are_aggregated_as_lm_eval_does(
 def test_evaluating_again_gives_the_same(tiny: Callable[..., Any], tasks: str) -> None:
     model, tokenizer = tiny()
     engine = Engine(tokenizer, CPU, MAX_LENGTH)
-    ours = TaskRequests(ALL, engine, include_path=tasks)
+    ours = TaskRequests(ALL, engine, TaskSettings(include_path=tasks))
     compiled = engine.compile(ours.requests)
     first, again = (ours.evaluate(engine.score(model, compiled)) for _ in range(2))
     assert first == again
@@ -113,7 +114,7 @@ def test_probability_is_the_softmax_over_choices(
 ) -> None:
     model, tokenizer = tiny()
     engine = Engine(tokenizer, CPU, 256)
-    ours = TaskRequests(["tiny_choice"], engine, include_path=tasks, length_normalised=normalised)
+    ours = TaskRequests(["tiny_choice"], engine, TaskSettings(TaskSettings(include_path=tasks)), length_normalised=normalised)
     scores = engine.score(model, engine.compile(ours.requests))
     found = ours.evaluate(scores).probability["tiny_choice"]
     values, expected = iter(scores.log_likelihood.tolist()), []
@@ -130,7 +131,7 @@ def test_chance_is_one_over_the_number_of_choices(
     tiny: Callable[..., Any], tasks: str, choice_documents: list[dict[str, Any]]
 ) -> None:
     _, tokenizer = tiny()
-    ours = TaskRequests(["tiny_choice", "tiny_text"], Engine(tokenizer, CPU, 256), include_path=tasks)
+    ours = TaskRequests(["tiny_choice", "tiny_text"], Engine(tokenizer, CPU, 256), TaskSettings(include_path=tasks))
     mean = sum(1 / len(doc["c"]) for doc in choice_documents) / len(choice_documents)
     assert ours.chance["tiny_choice/acc"] == pytest.approx(mean)
     assert ours.chance["tiny_choice/probability"] == pytest.approx(mean)
@@ -144,39 +145,39 @@ def test_data_files_are_found_beside_the_task_file(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    ours = TaskRequests(["tiny_choice"], Engine(tiny()[1], CPU, 256), include_path=tasks, limit=2)
+    ours = TaskRequests(["tiny_choice"], Engine(tiny()[1], CPU, 256), TaskSettings(include_path=tasks, limit=2))
     assert len(ours.requests) == 6
 
 
 def test_unknown_task_gets_a_close_name(tiny: Callable[..., Any], tasks: str) -> None:
     with pytest.raises(DataError, match=r"no task called 'tiny_choise'\. Did you mean 'tiny_choice'"):
-        TaskRequests(["tiny_choise"], Engine(tiny()[1], CPU, 256), include_path=tasks)
+        TaskRequests(["tiny_choise"], Engine(tiny()[1], CPU, 256), TaskSettings(include_path=tasks))
 
 
 def test_generation_is_refused(tiny: Callable[..., Any], tasks: str) -> None:
     with pytest.raises(DataError, match="got 'tiny_generation' with output_type generate_until"):
-        TaskRequests(["tiny_generation"], Engine(tiny()[1], CPU, 256), include_path=tasks)
+        TaskRequests(["tiny_generation"], Engine(tiny()[1], CPU, 256), TaskSettings(include_path=tasks))
 
 
 def test_missing_folder_and_missing_data_are_refused(tiny: Callable[..., Any], tasks: str) -> None:
     engine = Engine(tiny()[1], CPU, 256)
     with pytest.raises(DataError, match="there is no folder 'nowhere'"):
-        TaskRequests(["tiny_choice"], engine, include_path="nowhere")
+        TaskRequests(["tiny_choice"], engine, TaskSettings(include_path="nowhere"))
     (Path(tasks) / "tiny_choice.jsonl").unlink()
     with pytest.raises(DataError, match="tiny_choice can't be loaded"):
-        TaskRequests(["tiny_choice"], engine, include_path=tasks)
+        TaskRequests(["tiny_choice"], engine, TaskSettings(include_path=tasks))
 
 
 def test_empty_task_is_refused(tiny: Callable[..., Any], tasks: str) -> None:
     (Path(tasks) / "tiny_choice.jsonl").write_text("")
     with pytest.raises(DataError, match="tiny_choice"):
-        TaskRequests(["tiny_choice"], Engine(tiny()[1], CPU, 256), include_path=tasks)
+        TaskRequests(["tiny_choice"], Engine(tiny()[1], CPU, 256), TaskSettings(include_path=tasks))
 
 
 def test_lm_eval_is_quiet(tiny: Callable[..., Any], tasks: str, capfd: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = tiny()
     engine = Engine(tokenizer, CPU, 256)
     capfd.readouterr()
-    ours = TaskRequests(["tiny_choice"], engine, include_path=tasks)
+    ours = TaskRequests(["tiny_choice"], engine, TaskSettings(include_path=tasks))
     ours.evaluate(engine.score(model, engine.compile(ours.requests)))
     assert capfd.readouterr() == ("", "")

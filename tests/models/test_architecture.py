@@ -30,8 +30,64 @@ def test_every_covered_architecture_has_a_case():
 
 
 def test_an_unknown_architecture_is_refused_by_name():
-    with pytest.raises(ModelError, match=r"got 'gpt2'.*write a row of tailorlib\.models\.architecture"):
-        architecture_of(config_of("gpt2"))
+    with pytest.raises(ModelError, match=r"got 'opt'.*write a row of tailorlib\.models\.architecture"):
+        architecture_of(config_of("opt"))
+
+
+def test_a_layer_that_depends_on_its_depth_is_refused():
+    with pytest.raises(ModelError, match="scale_attn_by_inverse_layer_idx set, a layer of 'gpt2' depends"):
+        architecture_of(config_of("gpt2", scale_attn_by_inverse_layer_idx=True))
+    assert architecture_of(config_of("gpt2")).model_type == "gpt2"
+
+
+def test_lists_that_a_type_does_not_document_are_cut_too():
+    cut = tailored_config(config_of("mistral", layer_types=[SLIDING, FULL] * 3), [0, 3, 4])
+    assert cut.layer_types == [SLIDING, FULL, SLIDING]  # the KV cache reads it
+
+
+@pytest.mark.parametrize(
+    ("settings", "experts"),
+    [
+        ({"decoder_sparse_step": 2}, [1, 3, 5]),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, [1, 5]),
+        ({"decoder_sparse_step": 1, "mlp_only_layers": [0, 4]}, [1, 2, 3, 5]),
+        ({"num_experts": 0}, []),
+    ],
+)
+@pytest.mark.parametrize("kept", [[0, 1, 4, 5], [3, 5, 5, 0], [2]])
+def test_experts_follow_the_kept_layers(settings, experts, kept):
+    config = config_of("qwen3_moe", **settings)
+    assert [i for i, kind in enumerate(layer_kinds(config)) if "experts" in kind] == experts
+    cut = tailored_config(config, kept)
+    assert [i for i, kind in enumerate(layer_kinds(cut)) if "experts" in kind] == [
+        new for new, i in enumerate(kept) if i in experts
+    ]
+    again = AutoConfig.for_model("qwen3_moe", **{k: v for k, v in cut.to_dict().items() if k != "model_type"})
+    assert layer_kinds(again) == layer_kinds(cut)
+
+
+def test_smollm3_s_rotary_layers_are_a_kind_of_their_own():
+    config = config_of("smollm3", no_rope_layers=[1, 0, 1, 1, 0, 1, 1, 0])  # longer than the model
+    assert layer_kinds(config)[:2] == (f"{FULL}, no_rope_layers=1", f"{FULL}, no_rope_layers=0")
+    assert tailored_config(config, [4, 0]).no_rope_layers == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention", "mlp"),
+    [
+        ("llama", "self_attn.o_proj.bias", "mlp.down_proj.bias"),
+        ("gpt2", "attn.c_proj.weight", "mlp.c_proj.bias"),
+        ("glm4", "post_self_attn_layernorm.weight", "post_mlp_layernorm.weight"),
+        ("mixtral", "self_attn.o_proj.weight", "block_sparse_moe.experts.17.w2.weight"),
+        ("qwen3_moe", "self_attn.o_proj.weight", "mlp.experts.3.down_proj.weight"),
+    ],
+)
+def test_tensors_that_carry_a_branch_s_scale(model_type, attention, mlp):
+    row = ARCHITECTURES[model_type]
+    assert row.branch(attention) == "attention"
+    assert row.branch(mlp) == "mlp"
+    others = ("self_attn.q_proj.weight", "mlp.up_proj.weight", "block_sparse_moe.experts.0.w1.weight")
+    assert {row.branch(name) for name in (*others, "mlp.experts.0.up_proj.weight", "mlp.gate.weight")} == {None}
 
 
 def test_a_model_without_layer_types_has_full_attention():

@@ -66,7 +66,6 @@ def test_all_faults_are_told_at_once(folders, tmp_path):
     ("settings", "difference"),
     [
         ({"num_layers": 4}, r"num_hidden_layers 4 \(base: 6\)"),
-        ({"vocab_size": 400}, r"vocab_size 400 \(base: \d+\)"),
         ({"hidden_size": 64}, r"hidden_size 64 \(base: 32\)"),
         ({"model_type": "qwen3"}, r"model_type 'qwen3' \(base: 'llama'\)"),
         ({"attention_bias": True}, r"q_proj\.bias' is not in the base's architecture"),

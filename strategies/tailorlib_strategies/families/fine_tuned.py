@@ -17,6 +17,7 @@ from tailorlib.models.cache import build_once, cache_root
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import compute_dtype
 from tailorlib.models.source import resolve, sha256_of
+from tailorlib.text import TextSource
 from tailorlib_strategies.families.fine_tuning import REPORT, FineTuning, FineTuningReport
 
 
@@ -28,6 +29,8 @@ class FineTunedFamily(ModelFamily):
         variants: How each variant is made, by the name it gets in a study.
         dtype: Data type to train and evaluate in; 'auto' measures which one the device computes fastest in.
         merge_cache_mib: Memory for merged layers that are kept between candidates, in MiB.
+        calibration: Text for the layer statistics that merges such as RegMean and Fisher ask for.
+        calibration_tokens: Number of tokens of that text to gather them over, from its beginning.
     """
 
     def __init__(
@@ -36,8 +39,12 @@ class FineTunedFamily(ModelFamily):
         variants: dict[str, FineTuning],
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         merge_cache_mib: int = 1024,
+        calibration: TextSource | None = None,
+        calibration_tokens: int = 65_536,
     ) -> None:
-        super().__init__(base, {}, dtype, merge_cache_mib)
+        super().__init__(
+            base, {}, dtype, merge_cache_mib, calibration=calibration, calibration_tokens=calibration_tokens
+        )
         self.variants = dict(variants)
         self.reports: dict[str, FineTuningReport] = {}
         """What came of each fine-tuning, after :meth:`prepare`."""

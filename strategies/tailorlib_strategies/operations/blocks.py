@@ -6,6 +6,7 @@ temporary tensor of their size. Elsewhere than on a CPU a tensor is one block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations_with_replacement
 
@@ -13,18 +14,20 @@ import torch
 from torch import Tensor
 
 BLOCK = 1 << 17
-"""Entries of a block: half a megabyte in float32."""
-_DOT_BLOCK = 1 << 15
-"""Entries of a block of a float32 inner product: short enough that its rounding stays near one unit."""
+"""Entries of a block, for up to four threads: half a megabyte in float32."""
+_GRAIN = 1 << 15
+"""Entries that torch gives a thread of its own for."""
+_RUN = 1 << 14
+"""Entries that are summed in float32 by one thread."""
 
 Blocks = tuple[Tensor, ...]
 
 
-def blocks(*tensors: Tensor, size: int = BLOCK) -> Iterator[Blocks]:
+def blocks(*tensors: Tensor) -> Iterator[Blocks]:
     """Yield matching pieces of tensors of one shape, flattened; of a contiguous tensor they are views."""
     flat = [t.reshape(-1) for t in tensors]
     n = flat[0].numel()
-    step = size if tensors[0].device.type == "cpu" else max(n, 1)
+    step = max(BLOCK, torch.get_num_threads() * _GRAIN) if tensors[0].device.type == "cpu" else max(n, 1)
     for start in range(0, n, step):
         yield tuple(t[start : start + step] for t in flat)
 
@@ -64,6 +67,17 @@ def add_task_vectors(
     return by_block(compute, base, *tensors)
 
 
+def run_sums(values: Tensor) -> list[float]:
+    """Return the sums of runs of a block's entries, to be added by ``math.fsum``.
+
+    So a sum has the same bits for any number of threads, any size of block and any place in memory (which those of
+    ``torch.sum`` and ``torch.dot`` haven't).
+    """
+    whole = len(values) // _RUN * _RUN
+    sums: list[float] = values[:whole].view(-1, _RUN).sum(dim=1).tolist()
+    return [*sums, float(values[whole:].sum())] if whole < len(values) else sums
+
+
 def gram(tensors: Sequence[Tensor], base: Tensor | None = None) -> Tensor:
     """Return the inner products of tensors as flat vectors, or of their task vectors if there is a base.
 
@@ -71,9 +85,13 @@ def gram(tensors: Sequence[Tensor], base: Tensor | None = None) -> Tensor:
         (K, K) float64 on the CPU.
     """
     K = len(tensors)  # noqa: N806
-    products = torch.zeros(K, K, dtype=torch.float64)
-    for pieces in blocks(*tensors, *([] if base is None else [base]), size=_DOT_BLOCK):
+    pairs = list(combinations_with_replacement(range(K), 2))
+    sums: dict[tuple[int, int], list[float]] = {pair: [] for pair in pairs}
+    for pieces in blocks(*tensors, *([] if base is None else [base])):
         vectors = pieces if base is None else [piece - pieces[-1] for piece in pieces[:-1]]
-        for i, j in combinations_with_replacement(range(K), 2):
-            products[i, j] += float(torch.dot(vectors[i], vectors[j]))
-    return products + products.triu(1).T
+        for i, j in pairs:
+            sums[i, j] += run_sums(vectors[i] * vectors[j])
+    products = torch.zeros(K, K, dtype=torch.float64)
+    for i, j in pairs:
+        products[i, j] = products[j, i] = math.fsum(sums[i, j])
+    return products

@@ -35,8 +35,14 @@ def searched(
     return Float(float(first), float(last), log=log and first > 0)
 
 
-def fixed(value: bool | str) -> Categorical:
-    """Return the distribution of a setting that the recipe fixes; a tailoring's params still name it."""
+def fixed(name: str, value: bool | str, choices: tuple[bool | str, ...] = (False, True)) -> Categorical:
+    """Return the distribution of a setting that the recipe fixes; a tailoring's params still name it.
+
+    Raises:
+        RecipeError: If it is none of the choices.
+    """
+    if value not in choices:
+        raise RecipeError(f"{name} is one of {', '.join(map(str, choices))}, got {value}. Mend it in the recipe.")
     return Categorical((value,))
 
 

@@ -34,7 +34,7 @@ class Faults:
 
 
 class DeclaredSpace(SearchSpace):
-    """A search space that lists its parameters once, in :meth:`_parameters`, and reads tailorings in :meth:`_read`."""
+    """A search space that lists its parameters in :meth:`_parameters` and reads tailorings in :meth:`_read`."""
 
     def _setup(self, layout: FamilyLayout) -> None:
         self._arrange(layout)
@@ -42,10 +42,16 @@ class DeclaredSpace(SearchSpace):
         for name, distribution in self._parameters():
             if name in distributions:
                 raise RecipeError(
-                    f"{type(self).__name__} needs distinct parameter names, got {name!r} twice. Rename the candidate "
-                    "that is called like another part of it (an operation, 'operation', 'source'), or the group."
+                    f"{type(self).__name__} needs distinct parameter names, got {name!r} twice. Rename the "
+                    "candidate or group that is called like another part of such a name (an operation, "
+                    "'operation', 'source')."
                 )
             distributions[name] = distribution
+        if not distributions:
+            raise RecipeError(
+                f"{type(self).__name__} needs something to search, got one single tailoring. Give it removal, or "
+                "candidates with selection or merges."
+            )
         self._distributions = distributions
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tailorlib import LayerPlan, LayerSource
 from tailorlib.distributions import ParamValue
@@ -43,3 +43,9 @@ class Mix:
             return cls((plan,))
         models = plan.models if isinstance(plan, PartPlan) else tuple(source.model for source in plan.sources)
         return cls(models, plan.operation, plan.params, plan.base is not None)
+
+
+def plain(plan: LayerPlan) -> LayerPlan:
+    """Return a layer's plan without its parts and residual scales."""
+    bare = not (plan.parts or plan.is_scaled)
+    return plan if bare else replace(plan, parts=(), attention_scale=1.0, mlp_scale=1.0)

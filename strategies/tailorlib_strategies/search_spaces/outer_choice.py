@@ -52,7 +52,7 @@ class OuterChoice:
         wrong = []
         for part, owner in tailoring.parts.items():
             if part in self.parts:
-                named, faults = self.choice.encode(owner, f"{part}.", lambda mix: mix.part())
+                named, faults = self.choice.encode_part(owner, f"{part}.")
                 params |= named
                 wrong += [f"{part}: {fault}" for fault in faults]
             elif owner != BASE:
@@ -61,7 +61,7 @@ class OuterChoice:
 
     def count(self) -> int:
         """Return the number of ways to make the parts."""
-        return self.choice.count() ** len(self.parts)
+        return int(self.choice.count() ** len(self.parts))
 
     def continuous(self) -> int:
         """Return the largest number of continuous parameters that are active at once."""

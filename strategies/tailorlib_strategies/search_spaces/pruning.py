@@ -7,7 +7,6 @@ merge method; h, its hyperparameters. All layers keep their depth: layer i is ma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from tailorlib import Distribution, FamilyLayout, LayerPlan, MergeOperation, Params, Tailoring
 from tailorlib.distributions import ParamValue
@@ -96,10 +95,9 @@ class PruningSpace(DeclaredSpace):
             where = f"layer {i}"
             if plan.parts:
                 faults.add(["it is made in parts, where the space makes layers whole"], where)
-            scales, wrong = self._scale.encode(plan, f"layer.{i}.")
+            scales, wrong = self._scale.encode_layer(plan, f"layer.{i}.")
             faults.add(wrong, where)
-            whole = replace(plan, parts=(), attention_scale=1.0, mlp_scale=1.0)
-            named, wrong = self._merge.encode(whole, f"layer.{i}.", lambda mix, i=i: mix.layer(i))
+            named, wrong = self._merge.encode_layer(plan, i, f"layer.{i}.")
             faults.add(wrong, where)
             params |= named | scales
         return params

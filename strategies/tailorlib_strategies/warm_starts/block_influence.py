@@ -113,9 +113,11 @@ def _removal(context: WarmStartContext) -> tuple[tuple[int, ...], int]:
     """Return the layers that may go, and how many do."""
     removed = context.space.distributions().get("removed")
     removal = getattr(context.space, "removal", None)
-    if not isinstance(removed, Subset) or removal is None:
+    removable = () if removal is None else tuple(removal.removable(context.family.layout.num_layers))
+    # a space that folds layers, or removes blocks of them, has another subset or none
+    if not isinstance(removed, Subset) or removed.n != len(removable):
         raise RecipeError(
-            f"BlockInfluence needs a search space that removes layers, got {type(context.space).__name__}. Use "
-            "PruningSpace, or another warm start."
+            "BlockInfluence needs a search space that removes layers one by one, got "
+            f"{type(context.space).__name__} as the recipe sets it. Use PruningSpace, or another warm start."
         )
-    return tuple(removal.removable(context.family.layout.num_layers)), removed.k
+    return removable, removed.k

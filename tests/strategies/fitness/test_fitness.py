@@ -101,10 +101,12 @@ def test_a_model_that_gives_nan_fails_the_evaluation(live: tuple[Any, Engine]) -
     kept = norm.detach().clone()
     try:
         norm.data.fill_(float("nan"))
-        with pytest.raises(EvaluationError, match=r"Perplexity gives a finite score, got nan"):
+        with pytest.raises(EvaluationError, match=r"gives NaN\. .* that of the final norm"):
             fitness.evaluate(model)
     finally:
         norm.data.copy_(kept)
+    with pytest.raises(EvaluationError, match=r"Fixed gives a finite score, got nan \(not finite: figure\)"):
+        Fixed(math.nan).evaluate(model)
 
 
 def test_lm_eval_reports_metrics_probability_and_chance(live: tuple[Any, Engine], tasks: str) -> None:

@@ -1,178 +1,314 @@
-"""Merge operations against mergekit 0.1.5 and closed forms."""
+"""Merge operations at the edges: closed forms, what their settings mean, and where mergekit 0.1.5 goes wrong."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
-from mergekit.merge_methods import registry as mergekit
-from mergekit.merge_methods.base import TensorGroup
-from mergekit.merge_methods.slerp import slerp as mergekit_slerp
-from mergekit.sparsify import magnitude
-from tailorlib_strategies.operations import DARETIES, SLERP, TIES, DARELinear, Linear, TaskArithmetic
-from tailorlib_strategies.operations.sparsify import drop_and_rescale, trim
+from merge_cases import apply, generators, peer
+from tailorlib_strategies.operations import (
+    DARETIES,
+    DELLA,
+    RAM,
+    SCE,
+    SLERP,
+    TIES,
+    ArceeFusion,
+    Breadcrumbs,
+    DARELinear,
+    Karcher,
+    LayerFolding,
+    Linear,
+    ModelStock,
+    MultiSLERP,
+    NearSwap,
+    NuSLERP,
+    RAMPlus,
+    TaskArithmetic,
+    TaskMultiSLERP,
+    TaskNuSLERP,
+)
 from torch import Tensor
+from torch.testing import assert_close
 
 from tailorlib import MergeOperation
-from tailorlib.exceptions import RecipeError
+from tailorlib.exceptions import PluginError, RecipeError
 from tailorlib.seeding import torch_generator
 
-G = torch.Generator().manual_seed(0)
-SAME = torch.randn(6, 5, generator=G)
-FAMILIES: dict[str, list[Tensor]] = {  # base first
-    "matrix": [torch.randn(16, 12, generator=G) for _ in range(4)],
-    "two models": [torch.randn(8, 8, generator=G) for _ in range(3)],
-    "vector": [torch.randn(33, generator=G) for _ in range(4)],
-    "one element": [torch.randn(1, generator=G) for _ in range(4)],
-    "rank 1": [torch.outer(torch.randn(7, generator=G), torch.randn(9, generator=G)) for _ in range(4)],
-    "all zero": [torch.zeros(4, 4) for _ in range(4)],
-    "equal models": [SAME] + [SAME + 0.5] * 3,
-    "equal to the base": [SAME] * 4,
-    "opposite signs": [torch.zeros(6, 5), SAME, -SAME, 0.5 * SAME],
-    "large": [1e12 * torch.randn(300, 200, generator=G) for _ in range(4)],
-    "bfloat16": [torch.randn(16, 12, generator=G).bfloat16() for _ in range(4)],
-}
+
+def draw(*shape: int, name: object = "") -> Tensor:
+    return torch.randn(shape, generator=torch_generator("merges", name, shape))
 
 
-@pytest.fixture(params=FAMILIES, ids=str)
-def family(request: pytest.FixtureRequest) -> list[Tensor]:
-    return FAMILIES[request.param]
+def family(number: int = 3, shape: Sequence[int] = (6, 5)) -> list[Tensor]:
+    """Return a base and fine-tunes."""
+    base = draw(*shape, name="base")
+    return [base, *(base + 0.3 * draw(*shape, name=i) for i in range(number))]
 
 
-def apply(op: MergeOperation, family: Sequence[Tensor], seed: int = 0, **params: float) -> Tensor:
-    base, *tensors = family
-    generators = [torch_generator(seed, f"model {i}", "a.weight") for i in range(len(tensors))]
-    return op.apply(tensors, base=base, params=params, generators=generators)
+EVERY: list[MergeOperation] = [
+    Linear(),
+    TaskArithmetic(),
+    TIES(),
+    Breadcrumbs(),
+    MultiSLERP(),
+    TaskMultiSLERP(),
+    Karcher(),
+    ModelStock(),
+    ModelStock(filter_wise=True),
+    SCE(),
+    RAM(),
+    LayerFolding(),
+    SLERP(),
+    NuSLERP(vectors="rows"),
+    TaskNuSLERP(vectors="columns"),
+]
 
 
-def peer(method: str, family: Sequence[Tensor], **parameters: object) -> Tensor:
-    """Run a mergekit method in float32; ``weight`` and ``density`` are the same for every model."""
-    group = TensorGroup.from_tensors([t.float() for t in family], base_index=0)
-    ids = [entry.id for entry in group.non_base]
-    per_model = {k: dict.fromkeys(ids, v) for k, v in parameters.items() if k in {"weight", "density"}}
-    defaults = {"int8_mask": False, "normalize": False, "rescale": False, "lambda": 1.0}
-    return mergekit.get(method).merge_group(group, **{**defaults, **parameters, **per_model})
+@pytest.mark.parametrize("op", EVERY, ids=lambda op: op.name)
+def test_equal_models_merge_to_themselves(op: MergeOperation) -> None:
+    same = draw(6, 5)
+    assert_close(apply(op, [same, same, same, same]), same, rtol=1e-6, atol=1e-6)
 
 
-def assert_agrees(ours: Tensor, theirs: Tensor) -> None:
-    if ours.dtype == torch.bfloat16:  # ours is computed in float32 and rounded once, as theirs is here
-        torch.testing.assert_close(ours, theirs.bfloat16(), rtol=0.0, atol=0.0)
-    else:
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+@pytest.mark.parametrize("op", [Linear(), TIES(), TaskMultiSLERP(), Karcher(), ModelStock(), SCE(), RAM()])
+def test_the_order_of_the_sources_does_not_matter(op: MergeOperation) -> None:
+    base, a, b, c = family()
+    assert_close(apply(op, [base, a, b, c]), apply(op, [base, c, a, b]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.35, 1.0])
-def test_task_arithmetic_agrees_with_mergekit(family: list[Tensor], scale: float) -> None:
-    # mergekit: weight 1 per model without normalising, our scale is its lambda
-    theirs = peer("task_arithmetic", family, weight=1.0, density=1.0, **{"lambda": scale})
-    assert_agrees(apply(TaskArithmetic(), family, scale=scale), theirs)
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+@pytest.mark.parametrize("op", [op for op in EVERY if not isinstance(op, RAM)], ids=lambda op: op.name)
+def test_the_size_of_the_numbers_does_not_matter(op: MergeOperation, factor: float) -> None:
+    # mergekit 0.1.5 compares lengths and squares with fixed numbers in SCE, ModelStock and Karcher
+    tensors = family()
+    assert_close(
+        apply(op, [factor * t for t in tensors]), factor * apply(op, tensors), rtol=1e-4, atol=1e-6 * factor
+    )
 
 
-@pytest.mark.parametrize(("density", "scale"), [(1.0, 1.0), (0.5, 0.7), (0.1, 1.3)])
-def test_ties_agrees_with_mergekit(family: list[Tensor], density: float, scale: float) -> None:
-    if density < 1 and any(family is FAMILIES[name] for name in ("equal models", "bfloat16")):
-        pytest.skip("of tied entries mergekit's unstable sort chooses which survive; ours are tested below")
-    # mergekit: equal weights and normalize=True give the disjoint mean; our scale is its lambda
-    theirs = peer("ties", family, weight=1.0, density=density, normalize=True, **{"lambda": scale})
-    assert_agrees(apply(TIES(), family, density=density, scale=scale), theirs)
+@pytest.mark.parametrize("op", EVERY, ids=lambda op: op.name)
+def test_how_a_tensor_lies_in_memory_does_not_matter(op: MergeOperation) -> None:
+    tensors = family(shape=(120, 50))
+    strided = [torch.stack([t, t], dim=-1)[..., 0] for t in tensors]
+    shifted = [torch.cat([torch.zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors]
+    assert not strided[0].is_contiguous()
+    assert shifted[0].data_ptr() % 64 != tensors[0].data_ptr() % 64
+    assert torch.equal(apply(op, strided), apply(op, tensors))
+    assert torch.equal(apply(op, shifted), apply(op, tensors))
 
 
-@pytest.mark.parametrize("density", [0.03, 0.2, 0.5, 0.999, 1.0])
-@pytest.mark.parametrize("shape", [(1,), (17,), (40, 30)])
-def test_trim_agrees_with_mergekit(density: float, shape: tuple[int, ...]) -> None:
-    delta = torch.randn(shape, generator=torch_generator("trim", shape))
-    assert torch.equal(trim(delta, density), magnitude(delta, density))
+@pytest.mark.parametrize(
+    "op", [TIES(rescale="l1"), SLERP(), TaskMultiSLERP(), Karcher(), ModelStock(), SCE(), DELLA(rescale="l1")]
+)
+def test_the_number_of_threads_does_not_matter(op: MergeOperation) -> None:
+    tensors, before, merged = family(shape=(700, 300)), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            merged.append(apply(op, tensors))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(merged[0], merged[1])
+    assert torch.equal(merged[0], merged[2])
 
 
-def test_trim_keeps_exactly_its_share_of_tied_entries_and_the_first_ones() -> None:
-    delta = torch.tensor([1.0, -2.0, 1.0, 1.0, -1.0, 3.0])
-    assert trim(delta, 0.5).tolist() == [1.0, -2.0, 0.0, 0.0, 0.0, 3.0]
-    assert int((trim(torch.ones(1000), 0.25) != 0).sum()) == 250
+def test_linear_weighs_its_sources() -> None:
+    _, a, b, c = tensors = family()
+    assert_close(apply(Linear(), tensors, weights=(1.0, 0.0, 0.0)), a)
+    assert_close(apply(Linear(), tensors, weights=(1.0, 2.0, 1.0)), 0.25 * a + 0.5 * b + 0.25 * c)
+    assert_close(apply(Linear(normalize=False), tensors, weights=(1.0, -1.0, 0.5)), a - b + 0.5 * c)
 
 
-def test_linear_without_tilt_is_mergekits_mean(family: list[Tensor]) -> None:
-    group = TensorGroup.from_tensors([t.float() for t in family[1:]])
-    weights = dict.fromkeys((entry.id for entry in group.entries), 1.0)
-    (theirs,) = mergekit.get("linear")([group], parameters={"weight": weights, "normalize": True})
-    assert_agrees(apply(Linear(), family, tilt=0.0), theirs)
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (1.0, -2.0, 1.0)])
+def test_weights_that_sum_to_zero_count_as_equal(weights: tuple[float, ...]) -> None:
+    tensors = family()
+    assert_close(apply(Linear(), tensors, weights=weights), sum(tensors[1:]) / 3)
+    assert not bool(peer("linear", tensors[1:], weight=list(weights), normalize=True).isfinite().all())
 
 
-def test_linear_reaches_each_of_two_sources_and_what_lies_between() -> None:
-    _, a, b = two = FAMILIES["two models"]
-    torch.testing.assert_close(apply(Linear(), two, tilt=1.0), a)
-    torch.testing.assert_close(apply(Linear(), two, tilt=-1.0), b)
-    torch.testing.assert_close(apply(Linear(), two, tilt=0.5), 0.75 * a + 0.25 * b)
+def test_a_method_of_task_vectors_takes_one_source() -> None:
+    base, a = family(1)
+    delta = a - base
+    trimmed = torch.where(delta.abs() >= delta.abs().flatten().sort().values[15], delta, 0.0)
+    assert_close(apply(TaskArithmetic(), [base, a], scale=0.3, weights=(2.0,)), base + 0.6 * delta)
+    assert_close(apply(TIES(), [base, a], density=0.5, scale=1.0), base + trimmed)
+    assert_close(apply(TIES(), [base, a], density=0.5, scale=1.0, weights=(-1.0,)), base + trimmed)
+    assert_close(apply(TIES(normalize=False), [base, a], density=0.5, scale=1.0, weights=(-1.0,)), base - trimmed)
+    assert_close(apply(TaskMultiSLERP(), [base, a]), a)
+    assert_close(apply(SCE(), [base, a], select_topk=1.0), a)
+    assert torch.equal(apply(SCE(), [base, a], select_topk=0.9), base)  # one source doesn't vary
+    assert_close(apply(RAM(), [base, a]), a)
 
 
-@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_slerp_agrees_with_mergekit(name: str, t: float) -> None:
-    family = FAMILIES[name][:3]
-    a, b = (x.float() for x in family[1:])
-    # mergekit batches over the leading axis: a batch of one flattens the whole tensor, as ours does
-    theirs = mergekit_slerp(torch.tensor([t]), a[None], b[None])[0]
-    assert_agrees(apply(SLERP(), family, t=t), theirs)
+def test_each_source_can_have_a_density_of_its_own() -> None:
+    base, a, b = family(2)
+    merged = apply(TIES(normalize=False), [base, a, b], density=(1.0, 0.0), scale=1.0)
+    assert_close(merged, a)
+    with pytest.raises(PluginError, match="density is a number or one number for each of the 2 sources"):
+        apply(TIES(), [base, a, b], density=(0.5, 0.5, 0.5))
+
+
+def test_weights_decide_the_sign() -> None:
+    base, a = torch.zeros(3), torch.tensor([1.0, -1.0, 2.0])
+    b = torch.tensor([-3.0, -3.0, 1.0])
+    merged = apply(TIES(), [base, a, b], density=1.0, scale=1.0, weights=(4.0, 1.0))
+    assert_close(merged, torch.tensor([1.0, -7 / 5, 9 / 5]))
+
+
+def test_a_draw_of_signs_is_positive() -> None:
+    merged = apply(
+        TIES(), [torch.zeros(2), torch.tensor([1.0, -2.0]), torch.tensor([-1.0, 2.0])], density=1.0, scale=1.0
+    )
+    assert merged.tolist() == [1.0, 2.0]
+
+
+def test_weights_that_cancel_divide_by_one() -> None:
+    base, a = torch.zeros(2), torch.tensor([1.0, 2.0])
+    merged = apply(TIES(), [base, a, -a], density=1.0, scale=1.0, weights=(0.3, -0.3))
+    assert_close(merged, 0.6 * a)
+
+
+def test_rescaling_restores_the_l1_norm() -> None:
+    base, a = family(1)
+    merged = apply(TIES(rescale="l1"), [base, a], density=0.3, scale=1.0)
+    assert float((merged - base).abs().sum()) == pytest.approx(float((a - base).abs().sum()), rel=1e-5)
 
 
 def test_slerp_of_nearly_parallel_tensors_is_the_line() -> None:
     a = torch.ones(8)
     b = a + 1e-4 * torch.arange(8.0)
-    torch.testing.assert_close(apply(SLERP(), [a, a, b], t=0.25), 0.75 * a + 0.25 * b)
+    assert_close(apply(SLERP(), [a, a, b], t=0.25), 0.75 * a + 0.25 * b)
 
 
-def test_slerp_with_a_zero_tensor_is_the_line() -> None:
-    # mergekit takes the angle to a zero tensor for a right one, and scales by sin(t pi/2)
-    a, b = torch.zeros(8), torch.arange(8.0)
-    torch.testing.assert_close(apply(SLERP(), [a, a, b], t=0.25), 0.25 * b)
+@pytest.mark.parametrize("op", [SLERP(), NuSLERP(), NuSLERP(vectors="rows"), TaskNuSLERP(vectors="columns")])
+def test_zeros_are_at_a_right_angle_to_all(op: MergeOperation) -> None:
+    zero, b = torch.zeros(3, 4), draw(3, 4)
+    params = {"t": 0.25} if isinstance(op, SLERP) else {"weights": (3.0, 1.0)}
+    assert_close(apply(op, [zero, zero, b], **params), math.sin(0.125 * math.pi) * b)
 
 
-@pytest.mark.parametrize(("op", "method"), [(DARELinear(), "dare_linear"), (DARETIES(), "dare_ties")])
-def test_dare_on_its_own_masks_agrees_with_mergekit(op: MergeOperation, method: str, family: list[Tensor]) -> None:
-    # mergekit draws its masks from the global generator, and restores the L1 norm in place of 1 / density: hand it
-    # task vectors that are dropped and rescaled already (density 1); our consensus is its normalize=True
-    base, *tensors = (t.float() for t in family)
-    generators = [torch_generator(0, f"model {i}", "a.weight") for i in range(len(tensors))]
-    dropped = [base + drop_and_rescale(t - base, 0.5, g) for t, g in zip(tensors, generators, strict=True)]
-    theirs = peer(
-        method, [base, *dropped], weight=1.0, density=1.0, normalize=method == "dare_ties", **{"lambda": 0.7}
-    )
-    ours = apply(op, [t.float() for t in family], density=0.5, scale=0.7)
-    assert_agrees(ours, theirs)
+@pytest.mark.parametrize("vectors", ["rows", "columns"])
+def test_nuslerp_takes_every_row_or_column_for_itself(vectors: str) -> None:
+    _, a, b = tensors = family(2)
+    merged = apply(NuSLERP(vectors=vectors), tensors, weights=(1.0, 3.0))
+    for i in range(5):
+        part = (slice(None), i) if vectors == "columns" else i
+        assert_close(merged[part], apply(SLERP(), [a[part], a[part], b[part]], t=0.75))
 
 
-@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
-def test_dare_keeps_its_density_and_the_expectation(density: float) -> None:
-    delta = torch.linspace(-1.0, 2.0, 500)
-    draws = torch.stack([drop_and_rescale(delta, density, torch_generator("draw", i)) for i in range(400)])
-    share = float((draws[:, delta != 0] != 0).float().mean())
-    assert share == pytest.approx(density, abs=4 * (density * (1 - density) / draws.numel()) ** 0.5)
-    spread = delta.abs() * ((1 - density) / density / len(draws)) ** 0.5
-    assert bool(((draws.mean(dim=0) - delta).abs() <= 5 * spread + 1e-6).all())
+@pytest.mark.parametrize("vectors", ["tensor", "rows", "columns"])
+def test_nuslerp_of_opposites_is_the_line(vectors: str) -> None:
+    a = draw(6, 5)
+    merged = apply(NuSLERP(vectors=vectors), [a, a, -a], weights=(0.75, 0.25))
+    assert_close(merged, 0.5 * a, rtol=1e-5, atol=1e-6)
 
 
-def test_dare_with_density_1_is_task_arithmetic() -> None:
-    family = FAMILIES["matrix"]
-    exact = apply(TaskArithmetic(), family, scale=0.4)
-    torch.testing.assert_close(apply(DARELinear(), family, density=1.0, scale=0.4), exact)
+def test_multislerp_of_balanced_antipodes_is_the_weighted_mean() -> None:
+    a, b = draw(4, 4), draw(4, 4, name="b")
+    merged = apply(MultiSLERP(), [a, a, -2 * a, b], weights=(1.0, 1.0, 0.0))
+    assert_close(merged, -0.5 * a)
+    with pytest.raises(ValueError, match="antipodal"):
+        peer("multislerp", [a, -2 * a, b], weight=[1.0, 1.0, 0.0])
 
 
-def test_a_dare_mask_depends_on_seed_model_and_tensor_name_alone() -> None:
-    base = torch.zeros(50)
-    a, b = torch.ones(50), 2 * torch.ones(50)
+@pytest.mark.parametrize("op", [MultiSLERP(), Karcher()], ids=lambda op: op.name)
+def test_the_mean_of_two_directions_is_between_them_at_the_mean_length(op: MergeOperation) -> None:
+    a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 4.0, 0.0])
+    assert_close(apply(op, [a, a, b]), 3 * torch.tensor([0.5**0.5, 0.5**0.5, 0.0]))
 
-    def mask(order: Sequence[str], seed: int = 0, tensor: str = "q.weight") -> Tensor:
-        tensors = [{"a": a, "b": b, "c": 1e-3 * b}[m] for m in order]
-        generators = [torch_generator(seed, m, tensor) for m in order]
-        params = {"density": 0.5, "scale": 1.0}
-        merged = DARELinear().apply(tensors, base=base, params=params, generators=generators)
-        return merged.round() % 4 == 2  # a survivor of a weighs 2, one of b 4, one of c nothing
 
-    assert torch.equal(mask("ab"), mask("ba"))
-    assert torch.equal(mask("ab"), mask("ac"))
-    assert torch.equal(mask("ab"), mask("cba"))
-    assert not torch.equal(mask("ab"), mask("ab", seed=1))
-    assert not torch.equal(mask("ab"), mask("ab", tensor="k.weight"))
+def test_karcher_is_where_the_angles_balance() -> None:
+    # on one arc the mean angle, which the mean of the directions isn't
+    angles = torch.tensor([0.0, 0.2, 1.6], dtype=torch.float64)
+    points = [torch.tensor([math.cos(x), math.sin(x)], dtype=torch.float32) for x in angles]
+    merged = apply(Karcher(max_iter=100, tol=1e-9), [points[0], *points], weights=(1.0, 2.0, 1.0))
+    assert math.atan2(merged[1], merged[0]) == pytest.approx(0.5, abs=1e-6)
+    assert float(merged.norm()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_karcher_is_not_pulled_by_an_opposite() -> None:
+    a = draw(6, 5)
+    assert_close(apply(Karcher(), [a, a, -a, 0.5 * a]), (2.5 / 3) * a)
+
+
+def test_model_stock_goes_by_the_angle() -> None:
+    zero, a = torch.zeros(2, 2), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    b, c = torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    assert_close(apply(ModelStock(), [zero, a, b]), zero)  # a right angle: the base
+    assert_close(apply(ModelStock(), [zero, a, a]), a)
+    cosine = 0.5**0.5
+    assert_close(apply(ModelStock(), [zero, a, c]), 2 * cosine / (1 + cosine) * (a + c) / 2)
+    assert_close(apply(ModelStock(), [zero, a, -a]), zero)
+
+
+def test_model_stock_of_short_task_vectors_is_not_taken_for_orthogonal() -> None:
+    base, a, b = family(2)
+    tensors = [base, a, a + 0.1 * (b - base)]
+    short = [1e-5 * t for t in tensors]
+    exact = 1e-5 * apply(ModelStock(), tensors)
+    assert_close(apply(ModelStock(), short), exact, rtol=1e-4, atol=1e-10)
+    assert_close(peer("model_stock", short[1:], short[0]), short[0], rtol=1e-2, atol=1e-10)  # the base stays
+
+
+def test_sce_weighs_by_mean_squares_however_small() -> None:
+    base, a, b = torch.zeros(4), torch.full((4,), 1e-4), torch.full((4,), 3e-4)
+    expected = torch.full((4,), (1e-4 * 1 + 3e-4 * 9) / 10)
+    assert_close(apply(SCE(), [base, a, b], select_topk=1.0), expected, rtol=1e-5, atol=0.0)
+    theirs = peer("sce", [a, b], base, select_topk=1.0)  # equal weights
+    assert_close(theirs, torch.full((4,), 2e-4), rtol=1e-5, atol=0.0)
+
+
+def test_sce_takes_what_a_source_of_little_weight_alone_changed() -> None:
+    base, a = torch.zeros(2), torch.tensor([1e3, 0.0])
+    merged = apply(SCE(), [base, a, torch.tensor([0.0, 0.1]), base], select_topk=1.0)
+    assert_close(merged, torch.tensor([1e3, 0.1]))
+
+
+def test_sce_selects_where_sources_differ() -> None:
+    base = torch.zeros(5)
+    a, b = torch.tensor([1.0, 1.0, 1.0, 1.0, 4.0]), torch.tensor([1.0, 1.5, 3.0, 1.0, 1.0])
+    merged = apply(SCE(), [base, a, b], select_topk=0.7)  # floor(0.7 * 3) = 2 of the 3 entries that vary
+    weight = torch.tensor([1.0 + 16.0, 9.0 + 1.0])
+    both = [(weight[0] * x + weight[1] * y) / weight.sum() for x, y in ((1.0, 3.0), (4.0, 1.0))]
+    assert_close(merged, torch.tensor([0.0, 0.0, both[0], 0.0, both[1]]))
+
+
+def test_nearswap_moves_no_farther_than_t() -> None:
+    base, source = torch.tensor([0.0, 1.0, -1.0, 5.0]), torch.tensor([0.05, 2.0, -4.0, 5.0])
+    assert_close(apply(NearSwap(), [base, source], t=0.1), torch.tensor([0.05, 1.1, -1.1, 5.0]))
+    assert torch.equal(apply(NearSwap(), [base, source], t=0.0), base)
+
+
+def test_ram_reinforces_what_one_source_alone_changed() -> None:
+    base = torch.zeros(5)
+    a, b = torch.tensor([1.0, 2.0, 0.0, 4.0, 1e-6]), torch.tensor([3.0, 0.0, 6.0, 0.0, 0.0])
+    assert_close(apply(RAM(), [base, a, b], epsilon=1e-5), torch.tensor([2.0, 2.0, 6.0, 4.0, 0.0]))
+    merged = apply(RAMPlus(), [base, a, b], epsilon=1e-5, r=0.5, alpha=0.8)  # rho is 1/2 and 1/1
+    assert_close(merged, torch.tensor([2.0, 2.5, 6 * 1.4, 5.0, 0.0]))
+
+
+def test_arcee_fusion_takes_quantiles_of_all_entries() -> None:
+    base = draw(1100, 1000)
+    source = base + 0.1 * draw(1100, 1000, name="source")
+    p, q = source.softmax(dim=-1) + 1e-8, base.softmax(dim=-1) + 1e-8
+    scores = (source - base).abs() * (p * (p / q).log()).sum(dim=-1, keepdim=True)
+    ranked, last = scores.flatten().sort().values, scores.numel() - 1
+    lower, median, upper = (float(ranked[last * i // 4]) for i in (1, 2, 3))
+    expected = torch.where(scores >= median + 1.5 * (upper - lower), source, base)
+    merged = apply(ArceeFusion(), [base, source])
+    assert int((merged != expected).sum()) <= 5  # scores within rounding of the threshold
+    assert 0.01 < float((merged != base).float().mean()) < 0.2
+
+
+def test_folding_adds_what_the_other_layers_are_more_than_the_first() -> None:
+    _, a, b, c = tensors = family()
+    assert_close(apply(LayerFolding(), tensors), b + c - a)
+    assert_close(apply(LayerFolding(), tensors, scale=0.5), 0.5 * b + 0.5 * c)
+    assert torch.equal(apply(LayerFolding(), tensors, scale=0.0), a)
 
 
 @pytest.mark.parametrize(
@@ -182,14 +318,38 @@ def test_a_dare_mask_depends_on_seed_model_and_tensor_name_alone() -> None:
         (lambda: TIES(density=(0.0, 1.0)), "TIES.density"),
         (lambda: DARETIES(density=1.5), "DARETIES.density"),
         (lambda: SLERP(t=(-0.1, 1.0)), r"SLERP.t .* within \[0, 1\]"),
-        (lambda: Linear(tilt=float("nan")), "Linear.tilt"),
+        (lambda: Linear(weights=float("nan")), "Linear.weights"),
+        (lambda: TIES(rescale="density"), "TIES.rescale is one of none, l1, got density"),
+        (lambda: TaskNuSLERP(vectors="row"), "TaskNuSLERP.vectors is one of tensor, rows, columns"),
+        (lambda: Karcher(max_iter=0), "Karcher.max_iter is 1 or more"),
+        (lambda: DELLA(epsilon=0.7), r"DELLA.epsilon .* within \[0, 0.5\]"),
+        (lambda: SCE(select_topk=0.0), "SCE.select_topk"),
     ],
 )
-def test_a_range_that_the_method_is_not_defined_for_is_refused(make, message: str) -> None:
+def test_a_setting_that_the_method_is_not_defined_for_is_refused(make: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         make()
 
 
-def test_a_number_fixes_a_hyperparameter() -> None:
+def test_a_word_that_a_tailoring_has_wrong_is_refused() -> None:
+    with pytest.raises(PluginError, match="rescale is one of none, density, l1, got 'l2'"):
+        apply(DARELinear(), family(), rescale="l2")
+    with pytest.raises(PluginError, match="vectors is one of tensor, rows, columns"):
+        apply(NuSLERP(), family(), vectors="row")
+
+
+def test_a_number_fixes_a_hyperparameter_and_a_pair_is_searched() -> None:
     distribution = TIES(density=0.3).distributions()["density"]
     assert (distribution.low, distribution.high, distribution.cardinality) == (0.3, 0.3, 1)
+    searched = NearSwap(t=(1e-4, 1e-2)).distributions()["t"]
+    assert searched.log and searched.decode((0.5,)) == pytest.approx(1e-3)
+    assert NearSwap(t=0.0).distributions()["t"].contains(0.0)
+
+
+def test_settings_of_a_recipe_reach_the_tailoring() -> None:
+    op = TIES(normalize=False, rescale="l1")
+    params = {name: distribution.default for name, distribution in op.distributions().items()}
+    assert (params["normalize"], params["rescale"]) == (False, "l1")
+    base, *tensors = family()
+    made = [m.apply(tensors, base=base, params=params, generators=generators(3)) for m in (op, TIES())]
+    assert torch.equal(*made)

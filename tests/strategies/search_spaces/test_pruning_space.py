@@ -12,12 +12,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
-from tailorlib_strategies.operations import SLERP, TIES, LayerRemoval, Linear, TaskArithmetic
+from space_cases import Single, Triple, Weighted
+from tailorlib_strategies.operations import SLERP, TIES, LayerRemoval, Linear, ResidualScale, TaskArithmetic
 from tailorlib_strategies.search_spaces import PruningSpace
 
 from tailorlib import Categorical, FamilyLayout, Float, LayerPlan, LayerSource, SearchSpace, Subset, Tailoring
 from tailorlib.exceptions import RecipeError
 from tailorlib.search_space import SpaceSize
+from tailorlib.tailoring import PartPlan
 
 
 def layout(num_layers: int = 6, candidates: str = "abc") -> FamilyLayout:
@@ -125,7 +127,7 @@ def test_layer_parameters_depend_on_the_number_of_sources() -> None:
         return {n.removeprefix("layer.2.") for n in s.active(params) if n.startswith("layer.2.")}
 
     assert names() == names(a=1) == {"a", "b", "c"}
-    assert names(a=1, c=1) == {"a", "b", "c", "operation", "TIES.density", "TIES.scale"}
+    assert names(a=1, c=1) == {"a", "b", "c", "operation", "TIES.scale"}
 
 
 def test_an_operation_is_a_choice_only_where_it_admits_the_number_of_sources() -> None:
@@ -150,6 +152,62 @@ def test_protected_layers_are_never_removed() -> None:
         assert kept[0] == 0 and kept[-1] == 5
 
 
+def test_a_weight_per_contributing_candidate_is_searched() -> None:
+    s = space(merges=[Weighted(Float(0.0, 2.0)), TaskArithmetic()])
+    params = {**s.complete({"removed": (0, 1)}), "layer.2.operation": "Weighted", "layer.2.b": 0}
+    params |= {"layer.2.a": 1, "layer.2.c": 1, "layer.2.Weighted.weight.a": 0.25, "layer.2.Weighted.weight.c": 1.5}
+    active = s.active(params)
+    assert {n for n in active if "layer.2.Weighted" in n} == {f"layer.2.Weighted.weight.{c}" for c in "ac"}
+    plan = s.decode(params).layers[0]
+    assert plan == LayerPlan(plan.sources, "Weighted", (("weights", (0.25, 1.5)),))
+    assert [source.model for source in plan.sources] == ["a", "c"]
+
+
+def test_weights_that_are_all_1_are_left_out_of_the_plan() -> None:
+    s = space(merges=[Weighted(Float(0.0, 2.0))])
+    bits = {f"layer.2.{c}": int(c in "ac") for c in "abc"}
+    weights = {f"layer.2.Weighted.weight.{c}": 1.0 for c in "ac"}
+    tailoring = s.decode({**s.complete({"removed": (0, 1)}), **bits, **weights})
+    assert tailoring.layers[0].params == ()
+    assert weights.items() <= s.encode(tailoring).items()
+
+
+def test_fixed_weights_stand_in_the_plan_and_are_no_parameters() -> None:
+    for weight, params in ((0.5, (("weights", (0.5, 0.5, 0.5)),)), (1.0, ())):
+        s = space(merges=[Weighted(Float(weight, weight))])
+        assert not [n for n in s.distributions() if "weight" in n]
+        plan = s.decode({**s.complete({}), **dict.fromkeys(s.distributions(), 1), "removed": (0, 1)}).layers[0]
+        assert (len(plan.sources), plan.params) == (3, params)
+
+
+def test_a_candidate_can_be_changed_by_an_operation_on_one_source() -> None:
+    s = space(merges=[TaskArithmetic(), Single()])
+    assert s.distributions()["layer.2.operation.1"] == Categorical(("LayerSelection", "Single"))
+    bits = {"layer.2.a": 0, "layer.2.b": 1, "layer.2.c": 0}
+    plan = s.decode({**s.complete({"removed": (0, 1)}), **bits, "layer.2.operation.1": "Single"}).layers[0]
+    assert plan == LayerPlan((LayerSource("b", 2),), "Single", (), LayerSource("base", 2))
+
+
+def test_residual_scales_are_searched_per_kept_layer() -> None:
+    s = space(residual_scale=ResidualScale(attention=0.75, mlp=(0.5, 1.5)))
+    params = s.complete({"removed": (0, 1), "layer.3.ResidualScale.mlp": 1.25})
+    assert {n for n in s.active(params) if "Scale" in n} == {f"layer.{i}.ResidualScale.mlp" for i in (2, 3, 4, 5)}
+    assert [(p.attention_scale, p.mlp_scale) for p in s.decode(params).layers] == [
+        (0.75, 1.0),
+        (0.75, 1.25),
+        (0.75, 1.0),
+        (0.75, 1.0),
+    ]
+
+
+def test_outer_parts_are_selected_and_merged() -> None:
+    s = space(merges=[TaskArithmetic()], outer=["embeddings", "head"])
+    bits = {"embeddings.a": 1, "embeddings.b": 0, "embeddings.c": 1, "head.a": 0, "head.b": 1, "head.c": 0}
+    tailoring = s.decode({**s.complete({}), **bits, "embeddings.TaskArithmetic.scale": 0.25})
+    assert tailoring.embeddings == PartPlan(("a", "c"), "TaskArithmetic", (("scale", 0.25),), "base")
+    assert (tailoring.norm, tailoring.head) == ("base", "b")
+
+
 MERGE = LayerPlan(
     (LayerSource("a", 2), LayerSource("b", 2)), "TaskArithmetic", (("scale", 0.5),), LayerSource("base", 2)
 )
@@ -170,9 +228,19 @@ def tailored(*plans: LayerPlan, **owners: str) -> Tailoring:
         (Tailoring.whole("a", 6, without=(1, 2)), "embeddings are a's"),
         (tailored(head="b"), "head are b's"),
         (tailored(LayerPlan((LayerSource("z", 2),))), "layer 2: z is no model"),
-        (tailored(LayerPlan(MERGE.sources, "SLERP", (("t", 0.5),))), "SLERP is not among its merges"),
+        (
+            tailored(LayerPlan(MERGE.sources, "SLERP", (("t", 0.5),))),
+            r"SLERP is not among PruningSpace\.merges \(TaskArithmetic, TIES\)",
+        ),
         (tailored(replace(MERGE, params=(("scale", 1.5),))), "scale=1.5 is not in"),
-        (tailored(replace(MERGE, params=())), "scale' is missing"),
+        (tailored(replace(MERGE, params=())), "scale is missing"),
+        (tailored(replace(MERGE, params=(("scale", 0.5), ("weights", (1.0, 0.5))))), "weight.b=0.5 is not 1.0"),
+        (tailored(replace(MERGE, params=(("scale", 0.5), ("weights", (1.0,))))), "one weight per source"),
+        (tailored(replace(MERGE, params=(("scale", 0.5), ("tilt", 1.0)))), "tilt=1.0 is no hyperparameter"),
+        (tailored(replace(MERGE, sources=MERGE.sources[:1])), "TaskArithmetic of 1 candidates is not"),
+        (tailored(replace(MERGE, mlp_scale=0.5)), r"layer 2: ResidualScale\.mlp=0\.5 is not 1\.0"),
+        (tailored(replace(MERGE, parts=(("mlp", LayerPlan((LayerSource("a", 2),))),))), "made in parts"),
+        (tailored(head=PartPlan(("a", "b"), "Linear")), "head are Linear of a, b's, not the base's"),
         (tailored(replace(MERGE, base=None)), "can't be had"),
         (tailored(replace(MERGE, sources=MERGE.sources[::-1])), "can't be had"),
         (tailored(replace(MERGE, sources=(MERGE.sources[0], LayerSource("b", 3)))), "can't be had"),
@@ -181,6 +249,17 @@ def tailored(*plans: LayerPlan, **owners: str) -> Tailoring:
 def test_a_tailoring_outside_is_refused_with_the_reason(tailoring: Tailoring, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         SPACES["merges"].encode(tailoring)
+
+
+def test_every_way_in_which_a_tailoring_lies_outside_is_named() -> None:
+    strange, scaled = LayerPlan((LayerSource("z", 2),)), LayerPlan((LayerSource("a", 3),), mlp_scale=2.0)
+    with pytest.raises(RecipeError) as caught:
+        SPACES["merges"].encode(
+            tailored(strange, scaled, replace(scaled, sources=(LayerSource("a", 4),)), norm="a")
+        )
+    message = str(caught.value)
+    for fault in ("norm are a's", "layer 2: z is no model", "layer 3, layer 4: ResidualScale.mlp=2.0 is not"):
+        assert fault in message
 
 
 def test_a_tailoring_inside_is_accepted() -> None:
@@ -200,6 +279,14 @@ def test_selection_is_refused_where_it_is_off() -> None:
         (lambda: space(merges=[SLERP()]), "none that merges 3"),
         (lambda: space(removal=LayerRemoval(count=6)), "at least one layer"),
         (lambda: _setup_with(("a", "operation")), "twice"),
+        (lambda: _setup_with(("a", "TIES.scale")), "twice"),
+        (
+            lambda: space(candidates="ab", merges=[TIES(), Triple()]),
+            "up to 2 candidates, got Triple merges 3 or more",
+        ),
+        (lambda: space(merges=[Single()]), "none that merges 2: Single merges exactly 1"),
+        (lambda: space(outer=["head", "head"]), "embeddings, norm, head, each once"),
+        (lambda: ResidualScale(attention=(-0.5, 1.0)), r"ResidualScale\.attention .* within \[0, inf\]"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(make: Any, message: str) -> None:
@@ -236,4 +323,5 @@ def test_a_recipe_builds_the_space_by_short_class_names() -> None:
         assert (made.selection is not None) == has_selection
         assert made.distributions()["removed"] == Subset(6, 2)
         assert made.distributions()["layer.0.TaskArithmetic.scale"] == Float(0.1, 0.5)
-        assert made.distributions()["layer.0.TIES.density"] == Float(0.3, 0.3)
+        assert made.distributions()["layer.0.TIES.scale"] == Float(0.0, 1.5)
+        assert "layer.0.TIES.density" not in made.distributions()  # fixed: there is nothing to draw

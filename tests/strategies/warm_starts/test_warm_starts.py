@@ -5,11 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
-from tailorlib_strategies.search_spaces import PruningSpace
+from tailorlib_strategies.operations import LayerRemoval, ResidualScale, TaskArithmetic
+from tailorlib_strategies.search_spaces import (
+    DepthIntegrationSpace,
+    FoldingSpace,
+    LayerFusionSpace,
+    PruningSpace,
+)
 from tailorlib_strategies.warm_starts import BlockInfluence, RandomTailoring
 
-from tailorlib import LayerPlan, LayerSource, Tailoring, TextSource, WarmStartContext
+from tailorlib import LayerPlan, LayerSource, SearchSpace, Tailoring, TextSource, WarmStartContext
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import RecipeError
 from tailorlib.models.family import ModelFamily
@@ -34,7 +39,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> WarmStartContext:
     return WarmStartContext(family, space, Engine(family.tokenizer, CPU, 256), seed=7)
 
 
-def in_space(context: WarmStartContext, space: PruningSpace) -> WarmStartContext:
+def in_space(context: WarmStartContext, space: SearchSpace) -> WarmStartContext:
     space.setup(context.family.layout)
     return replace(context, space=space)
 
@@ -71,6 +76,41 @@ def test_block_influence_merges_all_candidates_at_each_scale(context: WarmStartC
 def test_what_lies_outside_the_space_is_left_out(context: WarmStartContext) -> None:
     narrow = in_space(context, PruningSpace(LayerRemoval(count=2), selection=None))
     assert len(BlockInfluence(Given(), merge_scales=[0.5]).propose(narrow)) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "proposals"),
+    [
+        (PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic()], residual_scale=ResidualScale()), 4),
+        (PruningSpace(LayerRemoval(count=2), residual_scale=ResidualScale(mlp=0.9)), 0),  # a layer as it is has 1
+        (LayerFusionSpace(granularity=4, merges=[TaskArithmetic()], removal=LayerRemoval(count=2)), 4),
+        (DepthIntegrationSpace(removal=LayerRemoval(count=2)), 3),  # it merges nothing
+    ],
+)
+def test_block_influence_starts_every_space_that_removes_layers(
+    context: WarmStartContext, space: SearchSpace, proposals: int
+) -> None:
+    there = in_space(context, space)
+    found = BlockInfluence(Given(), merge_scales=[0.5]).propose(there)
+    assert len(found) == proposals
+    for tailoring in found:
+        assert len(tailoring.layers) == 4
+        assert space.decode(space.encode(tailoring), seed=7) == tailoring
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        FoldingSpace(LayerRemoval(count=2)),
+        LayerFusionSpace(),
+        DepthIntegrationSpace(2, removal=LayerRemoval(count=1)),
+    ],
+)
+def test_block_influence_refuses_spaces_that_do_not_remove_single_layers(
+    context: WarmStartContext, space: SearchSpace
+) -> None:
+    with pytest.raises(RecipeError, match=f"removes layers one by one, got {type(space).__name__}"):
+        BlockInfluence(Given()).propose(in_space(context, space))
 
 
 def test_block_influence_is_the_same_every_time(context: WarmStartContext) -> None:

@@ -1,0 +1,92 @@
+"""Scores: the head at the positions that are asked about, and what its logits say of each target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tailorlib.evaluation.forward import hidden_states, logits_of
+from tailorlib.evaluation.packing import Batch
+
+LOGITS_PER_CHUNK = 2**25
+"""Largest number of float32 logits held at once: 128 MB."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some of a batch's scored positions.
+
+    Args:
+        hidden: Their hidden states, [positions, hidden].
+        rows: Position of each pair, counted from the piece's first, [pairs].
+        targets: Target token of each pair, [pairs].
+    """
+
+    hidden: Tensor
+    rows: Tensor
+    targets: Tensor
+
+
+def score_pairs(model: PreTrainedModel, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run batches and score their pairs of a position and a target, in order.
+
+    The head runs over as many positions at once as fit, whichever batches they are of.
+
+    Args:
+        model: A live causal language model.
+        batches: What runs.
+
+    Yields:
+        Log-probability (float32) and greedy flag (bool) of some pairs, on the batches' device.
+    """
+    chunk = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
+    held: list[_Piece] = []
+    free = chunk
+    for batch in batches:
+        hidden = hidden_states(model, batch)[batch.scored]  # [scored, hidden]
+        start = 0
+        while start < len(hidden):
+            stop = min(start + free, len(hidden))
+            held.append(_piece(batch, hidden, start, stop))
+            free -= stop - start
+            start = stop
+            if free == 0:
+                yield _score(model, held)
+                held, free = [], chunk
+    if held:
+        yield _score(model, held)
+
+
+def _piece(batch: Batch, hidden: Tensor, start: int, stop: int) -> _Piece:
+    first, end = batch.first_pair[start].item(), batch.first_pair[stop].item()
+    return _Piece(hidden[start:stop], batch.pair_row[first:end] - start, batch.pair_target[first:end])
+
+
+def _score(model: PreTrainedModel, pieces: list[_Piece]) -> tuple[Tensor, Tensor]:
+    logits = logits_of(model, torch.cat([piece.hidden for piece in pieces]))
+    rows, start = [], 0
+    for piece in pieces:
+        rows.append(piece.rows + start)
+        start += len(piece.hidden)
+    return _pick(logits, torch.cat(rows), torch.cat([piece.targets for piece in pieces]))
+
+
+def _pick(logits: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probability and greedy flag of each target, [pairs], given logits [rows, vocabulary]."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # several times as fast as logsumexp on a CPU; written in place, it touches no further memory
+        distribution = torch.log_softmax(logits, dim=-1, out=logits)
+    else:
+        distribution = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    picked = distribution[rows, targets]
+    if logits.device.type != "cpu":
+        return picked, distribution.argmax(dim=-1)[rows] == targets
+    # the greatest value is found faster than its place, which decides only between equal values
+    greedy = picked == distribution.amax(dim=-1)[rows]
+    (candidates,) = torch.where(greedy)
+    greedy[candidates] = distribution[rows[candidates]].argmax(dim=-1) == targets[candidates]
+    return picked, greedy

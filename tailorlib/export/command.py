@@ -1,0 +1,170 @@
+"""``tailor export`` by itself: writing a model needs no Trainer, whose import alone takes seconds and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from tailorlib.console import say, step
+from tailorlib.exceptions import JournalError, RecipeError
+from tailorlib.export.export import export_model
+from tailorlib.export.verify import verify_export
+from tailorlib.journal import FILE_NAME, read_trials
+from tailorlib.models.family import ModelFamily
+from tailorlib.recipe import check_recipe, missing_sections, read_recipe
+from tailorlib.registry import load_plugin
+from tailorlib.tailoring import Tailoring
+from tailorlib.trial import incumbent
+
+RECIPE_NAME = "recipe.yaml"
+_OPTIONS = (
+    *("config", "c", "plugins", "family"),
+    *("run", "trial", "tailoring", "output", "overwrite", "verify", "max_shard_gb"),
+)
+
+
+def export_command(args: Sequence[str]) -> bool:
+    """Run ``tailor export ARGS``, unless the arguments or the recipe ask something of the Trainer.
+
+    Args:
+        args: The command line behind ``export``.
+
+    Returns:
+        Whether it was done. If not, nothing was: it is the Trainer's command line's turn.
+
+    Raises:
+        TailorError: For a mistake of the user.
+        ArgumentError: If an option has a value that it can't have.
+    """
+    given = [a.lstrip("-").partition("=")[0].partition(".")[0].rstrip("+") for a in args if a.startswith("-")]
+    if not set(given) <= set(_OPTIONS):
+        return False
+    args = ["--run", *args] if args and not args[0].startswith("-") else list(args)
+    files = _values(args, "--config", "-c") or [_recipe_of(run) for run in _values(args, "--run")[-1:]]
+    recipe: dict[str, Any] = {}
+    for file in files:
+        recipe |= read_recipe(file)
+    device = _device(recipe.get("trainer") or {})
+    if device is None:
+        return False
+    for spec in (*map(str, recipe.get("plugins") or ()), *_values(args, "--plugins")):
+        load_plugin(spec)
+    family = {"family": recipe["family"]} if "family" in recipe else {}
+    faults = check_recipe(family) + missing_sections([*family, *given], ("family",))
+    if faults:
+        raise RecipeError(faults)
+    settings = _parser(family).parse_args(_without(args, "--config", "-c", "--plugins"))
+    export_verb(
+        _parser(family).instantiate(settings).family,
+        device,
+        **{k: v for k, v in settings.as_dict().items() if k != "family"},
+    )
+    return True
+
+
+def export_verb(
+    family: ModelFamily,
+    device: torch.device,
+    *,
+    run: str | None = None,
+    trial: int | None = None,
+    tailoring: str | None = None,
+    output: str | None = None,
+    overwrite: bool = False,
+    verify: bool = False,
+    max_shard_gb: float = 5.0,
+) -> None:
+    """Write a tailoring as a Hugging Face model.
+
+    Args:
+        family: The family; it is prepared here.
+        device: Where merges are computed, and the model is verified.
+        run: The run folder; its best trial is written.
+        trial: Number of another trial of the run.
+        tailoring: A tailoring file, instead of a run.
+        output: Folder to write; RUN/model by default.
+        overwrite: Replace what is there.
+        verify: Load the written model with transformers and compare it with the live one.
+        max_shard_gb: Largest size of a weights file, in 10^9 bytes.
+
+    Raises:
+        TailorError: For a mistake of the user.
+    """
+    if output is None and run is None:
+        raise RecipeError("An export needs a place to write to: give --output.")
+    chosen = choose(run, trial, tailoring)
+    target = Path(output) if output is not None else Path(str(run)) / "model"
+    family.prepare()
+    with step(f"Model written to {target}"):
+        export_model(
+            family, chosen, target, device=device, max_shard_bytes=max_shard_gb * 1e9, overwrite=overwrite
+        )
+    if verify:
+        say(verify_export(family, chosen, target, device=device).table())
+
+
+def choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailoring:
+    """Return the tailoring that the arguments name.
+
+    Raises:
+        RecipeError: If they name none, or both a run and a file.
+        JournalError: If the run has no complete trial.
+    """
+    if (run is None) == (tailoring is None):
+        raise RecipeError("Name one model: a run folder (tailor export RUN), or --tailoring FILE with --config.")
+    if tailoring is not None:
+        return Tailoring.load(tailoring)
+    written = Path(str(run)) / "tailoring.yaml"
+    if trial is None and written.is_file() and not (Path(str(run)) / FILE_NAME).exists():  # an import's folder
+        return Tailoring.load(written)
+    _, trials = read_trials(Path(str(run)))
+    if trial is None:
+        best = incumbent(trials)
+        if best is None:
+            raise JournalError(f"The study in {run!r} has no complete trial yet; there is nothing to take.")
+        return best.tailoring
+    if not 0 <= trial < len(trials):
+        raise RecipeError(f"The study in {run!r} has the trials 0 to {len(trials) - 1}, got --trial {trial}.")
+    return trials[trial].tailoring
+
+
+def _parser(defaults: Mapping[str, Any]) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(export_verb, skip={"family", "device"}, as_group=False)
+    parser.add_subclass_arguments(ModelFamily, "family", required=False)
+    parser.set_defaults(dict(defaults))
+    return parser
+
+
+def _recipe_of(run: str) -> str:
+    recipe = Path(run) / RECIPE_NAME
+    if not recipe.is_file():
+        raise RecipeError(
+            f"A run folder has a {RECIPE_NAME}; {run!r} has none. Name the folder that 'search' wrote."
+        )
+    return str(recipe)
+
+
+def _device(trainer: Mapping[str, Any]) -> torch.device | None:
+    """Return the device that a recipe's trainer would choose, or ``None`` if only the Trainer can say."""
+    accelerator = trainer.get("accelerator") or "auto"
+    if accelerator == "auto" and not torch.accelerator.is_available():
+        accelerator = "cpu"
+    return torch.device("cpu") if accelerator == "cpu" else None
+
+
+def _values(args: Sequence[str], *names: str) -> list[str]:
+    """Return the values of an option, given as ``--name value`` or ``--name=value``."""
+    found = [args[i + 1] for i, a in enumerate(args[:-1]) if a in names]
+    return found + [a.partition("=")[2] for a in args if a.partition("=")[0] in names and "=" in a]
+
+
+def _without(args: Sequence[str], *names: str) -> list[str]:
+    """Return the arguments less some options and their values."""
+    taken = {i for i, a in enumerate(args) if a in names}
+    taken |= {i + 1 for i in taken} | {i for i, a in enumerate(args) if a.partition("=")[0] in names}
+    return [a for i, a in enumerate(args) if i not in taken]

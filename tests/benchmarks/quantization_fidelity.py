@@ -1,0 +1,104 @@
+# ruff: noqa: T201
+"""Does a quantised family rank candidates as the full-precision one does? Run it as a script.
+
+Random tailorings of a family are scored on text in full precision and quantised; what counts for a search is the
+rank correlation of the two. Example::
+
+    python tests/benchmarks/quantization_fidelity.py BASE --candidate math=FOLDER --candidate code=FOLDER \\
+        --text FILE.jsonl:text --text FILE.jsonl:answer --tailorings 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
+from tailorlib_strategies.search_spaces import PruningSpace
+from tailorlib_strategies.texts import JSONLines
+
+from tailorlib import Tailoring
+from tailorlib.evaluation.engine import Engine
+from tailorlib.evaluation.text import text_loss, windows
+from tailorlib.models.family import ModelFamily
+from tailorlib.seeding import numpy_generator
+
+
+def arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base")
+    parser.add_argument("--candidate", action="append", default=[], help="NAME=FOLDER")
+    parser.add_argument("--text", action="append", required=True, help="FILE.jsonl:FIELD")
+    parser.add_argument("--kinds", nargs="+", default=["nf4", "fp4", "int8"])
+    parser.add_argument("--tailorings", type=int, default=32)
+    parser.add_argument("--ratio", type=float, default=0.25, help="share of the layers to remove")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens to score per text")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def candidates(family: ModelFamily, count: int, ratio: float, seed: int) -> list[Tailoring]:
+    """Return random tailorings: removal, selection and task arithmetic."""
+    space = PruningSpace(LayerRemoval(ratio=ratio), merges=[TaskArithmetic()])
+    space.setup(family.layout)
+    rng = numpy_generator("quantization", seed)
+    return [space.decode(space.sample(rng)) for _ in range(count)]
+
+
+def losses(args: argparse.Namespace, kind: str, tailorings: Sequence[Tailoring]) -> tuple[np.ndarray, str]:
+    """Return nats per token of each tailoring, mean over the texts, and what it took in words."""
+    names = dict(pair.split("=", 1) for pair in args.candidate)
+    family = ModelFamily(args.base, names, dtype=args.dtype, quantization=kind)
+    family.load(torch.device(args.device))
+    engine = Engine(family.tokenizer, torch.device(args.device), 1024)
+    texts = [
+        windows(family.tokenizer, JSONLines(*text.rsplit(":", 1)).documents(), 256, args.tokens)
+        for text in args.text
+    ]
+    compiled = [engine.compile([w.request for w in text]) for text in texts]
+    found, started = [], time.perf_counter()
+    for tailoring in tailorings:
+        model = family.stitch(tailoring)
+        scores = [engine.score(model, c).log_likelihood.tolist() for c in compiled]
+        found.append(np.mean([text_loss(t, s).nats_per_token for t, s in zip(texts, scores, strict=True)]))
+    seconds = (time.perf_counter() - started) / len(tailorings)
+    memory = {name: size / 1e6 for name, size in family.stitcher.memory().items() if name != "merged"}
+    held = ", ".join(f"{name} {size:.0f} MB" for name, size in memory.items())
+    return np.array(found), f"{seconds:.2f} s per trial; held: {held}"
+
+
+def main() -> None:
+    """Measure and print."""
+    args = arguments()
+    print(
+        f"machine: {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
+    print(f"command: {shlex.join(sys.argv)}")
+    family = ModelFamily(args.base, dict(pair.split("=", 1) for pair in args.candidate))
+    family.prepare()
+    tailorings = candidates(family, args.tailorings, args.ratio, args.seed)
+    full, what = losses(args, "none", tailorings)
+    print(f"{args.dtype}: {len(full)} tailorings, {full.mean():.3f} +- {full.std():.3f} nats per token; {what}")
+    for kind in args.kinds:
+        rounded, what = losses(args, kind, tailorings)
+        correlation = spearmanr(full, rounded).statistic
+        print(
+            f"{kind}: {rounded.mean():.3f} +- {rounded.std():.3f}; rank correlation {correlation:.3f}; "
+            f"the best by {kind} is number {int(np.argsort(np.argsort(full))[rounded.argmin()]) + 1} "
+            f"in {args.dtype}; {what}"
+        )
+
+
+if __name__ == "__main__":
+    main()
