@@ -16,6 +16,7 @@ from rich.console import Console
 
 from tailorlib.console import quieten
 from tailorlib.exceptions import RecipeError, TailorError
+from tailorlib.export.command import export_command
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import (
     REQUIRED,
@@ -183,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         quieten()
+        if args[:1] == ["export"] and not {"--help", "-h"} & set(args) and export_command(args[1:]):
+            return 0
         args = _expand_run(_expand_plugins(args))
         _load_plugins(args)
         _check_files(args)

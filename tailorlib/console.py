@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own, without importing Lightning
+from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
 
 console = Console(highlight=False)
@@ -15,10 +15,15 @@ if not console.is_terminal:
     console.width = 140  # a log file has no edge to wrap at
 
 
-@rank_zero_only
+def is_first_rank() -> bool:
+    """Say whether this process speaks for all: rank 0, as Lightning set it, or any without Lightning."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def say(*what: RenderableType) -> None:
     """Print to the terminal, on rank 0 only."""
-    console.print(*what, soft_wrap=all(isinstance(w, str) for w in what))
+    if is_first_rank():
+        console.print(*what, soft_wrap=all(isinstance(w, str) for w in what))
 
 
 def quieten() -> None:
@@ -43,7 +48,7 @@ def quieten() -> None:
 @contextmanager
 def step(what: str) -> Iterator[None]:
     """Show a spinner while something takes its time, and say when it is done."""
-    if getattr(rank_zero_only, "rank", 0) == 0 and console.is_terminal:
+    if is_first_rank() and console.is_terminal:
         with console.status(f"{what} ..."):
             yield
     else:

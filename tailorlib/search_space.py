@@ -23,11 +23,13 @@ class FamilyLayout:
         candidates: Names of the candidate models, in recipe order; the base is called ``"base"``.
         num_layers: Number of decoder layers, the same in every model.
         layer_types: Type of each layer (such as ``"full_attention"``); layers of one type can replace each other.
+        branches: Filters that the names of a layer's attention and MLP tensors contain, and no others.
     """
 
     candidates: tuple[str, ...]
     num_layers: int
     layer_types: tuple[str, ...]
+    branches: tuple[str, str] = ("self_attn", "mlp")
 
     def __post_init__(self) -> None:
         if len(self.layer_types) != self.num_layers:

@@ -95,8 +95,8 @@ class Engine:
         tokens_per_batch: Largest number of tokens of a batch. It is halved, once and for good, if memory runs out.
         row_tokens: Length that packed rows are filled up to; by default what suits the layout.
         packing: Whether shared prefixes may be computed once.
-        layout: How packed requests run; by default ``single`` on a CPU, where many small attentions are as fast as a
-            large one, and ``rows`` elsewhere.
+        layout: How packed requests run; by default ``single`` on a CPU, where many small attentions are as fast
+            as a large one, and ``rows`` elsewhere.
     """
 
     TOKENS_PER_BATCH: ClassVar[int] = 4096
@@ -154,8 +154,8 @@ class Engine:
             compiled: From :meth:`compile`.
 
         Raises:
-            EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even with
-                batches of half the size.
+            EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even
+                with batches of half the size.
         """
         if compiled.packed and not supports_packing(model, compiled.plan.longest):
             self._say_unpacked(model.config.model_type)
@@ -196,12 +196,11 @@ class Engine:
         if model_type not in self._unpacked:
             self._unpacked.add(model_type)
             _log.warning(
-                "Shared prefixes are computed once where that is proven to change nothing; %s runs as plain rows. (%s)",
+                "Shared prefixes are computed once where that is known to change nothing; %s runs as plain rows. "
+                "It is known of %s; not with ALiBi, nor beyond the length that positions were trained for, if "
+                "their scaling depends on it.",
                 model_type,
-                "Proven: "
-                + ", ".join(sorted(PACKED_ARCHITECTURES))
-                + ", without ALiBi, and within the length that "
-                "positions were trained for if their scaling depends on it",
+                ", ".join(sorted(PACKED_ARCHITECTURES)),
             )
 
 
@@ -235,7 +234,8 @@ def _depends_on_length(rope: Mapping[str, Any], config: Any, longest: int) -> bo
     """Say whether the positions of a text depend on how long its neighbours in a batch are."""
     if rope.get("rope_type") not in ("dynamic", "longrope"):
         return False
-    return longest > (rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    trained = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return longest > int(trained)
 
 
 def _score(model: PreTrainedModel, compiled: CompiledRequests) -> Scores:

@@ -18,7 +18,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def memory_figure(error: RuntimeError) -> str:
-    """Return what an error says of the memory that there is and that it wanted: its message up to 200 characters."""
+    """Return what an error says of the memory that there is and that it wanted, in 200 characters."""
     return f"{' '.join(str(error).split())[:200].rstrip('. ')}."
 
 

@@ -22,8 +22,8 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Run the decoder without the head.
 
     Args:
-        model: A live causal language model; one that :func:`tailorlib.evaluation.engine.supports_packing` names, if
-            the batch is packed.
+        model: A live causal language model; if the batch is packed, one that
+            :func:`tailorlib.evaluation.engine.supports_packing` approves of.
         batch: Rows of tokens.
 
     Returns:

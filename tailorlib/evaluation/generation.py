@@ -59,11 +59,8 @@ class Generator:
     @property
     def tokens(self) -> int:
         """Number of tokens that run through the model: prompts, and texts at their longest."""
-        repeats = [instance.repeats for instance in self.instances]
-        lengths = [
-            self.max_length - room + min(len(p), room) for p, room in zip(self._prompts, self._room, strict=True)
-        ]
-        return sum(r * n for r, n in zip(repeats, lengths, strict=True))
+        rows = zip(self.instances, self._prompts, self._room, strict=True)
+        return sum(i.repeats * (self.max_length - room + min(len(p), room)) for i, p, room in rows)
 
     @property
     def truncated(self) -> list[bool]:
@@ -75,8 +72,8 @@ class Generator:
         """Return the texts of each instance, as many as its repeats, by the instance's ``id``.
 
         Raises:
-            EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even with
-                half the batch size.
+            EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even
+                with half the batch size.
         """
         asked = [instance for instance in self.instances for _ in range(instance.repeats)]
         texts = self._attempt(model, asked)
@@ -126,8 +123,9 @@ class Generator:
         wanted = int(normalize_gen_kwargs(instance.args[1], default)["max_gen_toks"])
         if wanted >= self.max_length:
             raise DataError(
-                f"A text and its prompt fit into the context of {self.max_length} tokens; {instance.task_name!r} lets "
-                f"the model write {wanted}. Set gen_kwargs: {{max_gen_toks: ...}} or raise study.max_length."
+                f"A text and its prompt fit into the context of {self.max_length} tokens; "
+                f"{instance.task_name!r} lets the model write {wanted}. Set gen_kwargs: {{max_gen_toks: ...}} or "
+                "raise study.max_length."
             )
         return self.max_length - wanted
 

@@ -35,9 +35,9 @@ _WORTH_GROWING: Mapping[Layout, Callable[[int], int]] = {
 }
 """Length up to which a row may grow before its shared prefix is rather computed again.
 
-A row of L tokens with a prefix of P costs P / L more to split. In one long row nothing speaks against growing but the
-caches: it may cost 2 %. A row that attends as a whole costs, with hidden size h, L / (6 h) more (a layer has about
-12 h^2 parameters); the sum is least at L = sqrt(6 h P), here for h = 1024."""
+A row of L tokens with a prefix of P costs P / L more to split. Nothing speaks against growing a single row but the
+processor's caches, which are worth 2 %. A row that attends as a whole costs, with hidden size h, L / (6 h) more (a
+layer has about 12 h^2 parameters); the sum is least at L = sqrt(6 h P), here for h = 1024."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Batch:
         input_ids: Token ids, [rows, length].
         position_ids: Depth of each token in its tree, [rows, length]; ``None`` if every row is one plain text.
         last: Index of the last token of each token's subtree, [rows, length]; ``None`` like ``position_ids``.
-        scored: Flat positions (row * length + column) whose next-token distribution is needed, [scored], ascending.
-        pair_row: Index into ``scored`` of each scored (position, target) pair, [pairs], ascending.
+        scored: Flat positions (row * length + column) whose next-token distribution is needed, sorted, [scored].
+        pair_row: Index into ``scored`` of each scored (position, target) pair, sorted, [pairs].
         pair_target: Target token of each pair, [pairs].
         pair_request: Request of each pair, [pairs], on the CPU.
         first_pair: Index of the first pair of each scored position, and the number of pairs, [scored + 1], on the

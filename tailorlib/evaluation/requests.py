@@ -106,6 +106,10 @@ class TaskRequests:
         """What the entries say of each task."""
         return self._loaded.options
 
+    def requests_of(self, instance: Any) -> tuple[int, ...]:
+        """Return the indices into :attr:`requests` of an lm-eval instance: one, or one per rolling window."""
+        return self._of_instance[id(instance)]
+
     def metrics_of(self, task: str) -> dict[str, bool]:
         """Return the names of a task's metrics, and whether more is better."""
         known = self.tasks[task]
@@ -196,8 +200,8 @@ class TaskRequests:
             documents = list(task.doc_iterator(**chosen))
         except Exception as error:  # tasks are code and templates of their own
             raise DataError(
-                f"The requests of the task {name!r} can't be built: {type(error).__name__}: {error}. A task has at "
-                "least one question."
+                f"The requests of the task {name!r} can't be built: {type(error).__name__}: {error}. A task has "
+                "at least one question."
             ) from error
         task.build_all_requests = _do_nothing
         task.doc_iterator = partial(_given, documents)
@@ -261,8 +265,8 @@ class TaskRequests:
         for name, count in counts.items():
             if count:
                 _log.warning(
-                    "%d questions of the task %r are longer than the context of %d tokens: as with lm-eval, they lose "
-                    "tokens from the left.",
+                    "%d questions of the task %r are longer than the context of %d tokens: as with lm-eval, they "
+                    "lose tokens from the left.",
                     count,
                     name,
                     self._engine.max_length,

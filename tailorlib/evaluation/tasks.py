@@ -119,8 +119,8 @@ def load_tasks(entries: Sequence[TaskEntry], settings: TaskSettings) -> LoadedTa
     """Load tasks, groups and tags, and set them up as ``lm_eval.simple_evaluate`` does.
 
     Raises:
-        DataError: If a task is unknown, is asked for twice, can't be loaded, or executes generated code that nobody
-            allowed it to.
+        DataError: If a task is unknown, is asked for twice, can't be loaded, or executes generated code without
+            leave.
     """
     from lm_eval.api.group import Group
 
@@ -136,8 +136,8 @@ def load_tasks(entries: Sequence[TaskEntry], settings: TaskSettings) -> LoadedTa
             raise
         except Exception as error:  # a task may fail in any way: no network, no file, code of its own
             raise DataError(
-                f"The lm-eval task {one.label!r} can't be loaded: {type(error).__name__}: {error}. A task has at least "
-                "one question, and one whose data is on the hub needs a network, or a filled cache."
+                f"The lm-eval task {one.label!r} can't be loaded: {type(error).__name__}: {error}. A task has at "
+                "least one question, and one whose data is on the hub needs a network, or a filled cache."
             ) from error
         own = built if isinstance(built, list) else [built]
         members = [t for item in own for t in (item.get_all_tasks() if isinstance(item, Group) else [item])]
@@ -171,8 +171,8 @@ def _set_up(task: Any, found: _Found, settings: TaskSettings) -> None:
         )
     if getattr(task, "UNSAFE_CODE", False) and not settings.confirm_run_unsafe_code:
         raise DataError(
-            f"The task {task.task_name!r} executes code that the model writes. Set confirm_run_unsafe_code: true to "
-            "allow it, in a place where it can do no harm."
+            f"The task {task.task_name!r} executes code that the model writes. Set confirm_run_unsafe_code: true "
+            "to allow it, in a place where it can do no harm."
         )
     if task.OUTPUT_TYPE == "generate_until":
         for given in (settings.gen_kwargs, found.options.gen_kwargs):
@@ -209,15 +209,16 @@ def _parse(entry: TaskEntry) -> tuple[str, list[Any], dict[str, Any], TaskOption
     """Return an entry's label, the names that it needs, its settings for lm-eval and its options."""
     if isinstance(entry, str):
         return entry, [entry], {}, TaskOptions()
-    fields = {name for name in TaskOptions.__dataclass_fields__}
-    label = entry.get("group", entry.get("task"))
+    fields = set(TaskOptions.__dataclass_fields__)
+    made_here = isinstance(entry.get("task"), list)
+    label = entry.get("group") if made_here else entry.get("task", entry.get("group"))
     if not isinstance(label, str):
         raise DataError(f"An lm-eval task is a name, or a mapping with 'task' or 'group', got {shown(entry)}.")
     config = {name: value for name, value in entry.items() if name not in fields}
     options = TaskOptions(**{name: entry[name] for name in fields if name in entry})
-    if "group" in entry and isinstance(entry.get("task"), list):
+    if made_here:
         return label, list(entry["task"]), config, options
-    defines = "dataset_path" in entry or "custom_dataset" in entry or "class" in entry
+    defines = "class" in entry or {"doc_to_text", "doc_to_target"} <= entry.keys()
     return label, [] if defines else [label], config, options
 
 
@@ -245,8 +246,9 @@ def _is_complete(name: Any, index: Mapping[str, Any]) -> bool:
     entry = index.get(name)
     if entry is None:
         return _is_file(name)
-    if entry.kind.name != "GROUP":
-        return entry.kind.name != "TAG"
+    kind: str = entry.kind.name
+    if kind != "GROUP":
+        return kind != "TAG"
     members = entry.cfg.get("task")
     return isinstance(members, list) and all(_is_complete(m, index) for m in members)
 

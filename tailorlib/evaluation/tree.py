@@ -18,8 +18,8 @@ _STRIDE = 64
 _LONGEST = 512
 """Largest number of queries in a block that could be cut."""
 _CALL, _COPY = 1000, 6
-"""What a block costs, in (query, key) pairs: once, and for each key that has to be copied together. Measured on a CPU
-with 9 heads of size 64; twice or half as much changes the time by less than 1 %."""
+"""What a block costs, in (query, key) pairs: once, and for each key that has to be copied together; measured on a
+CPU with 9 heads of size 64."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Block:
     Args:
         start: Index of the first query in its row.
         stop: Index behind the last query.
-        spans: The keys, ascending and disjoint: the ancestors of the first query, in order of depth from 0, and the
-            queries themselves.
+        spans: The keys, ascending and disjoint: the ancestors of the first query, by depth from 0, and the queries
+            themselves.
         low: Least depth of a query.
     """
 
@@ -40,7 +40,7 @@ class Block:
     low: int
 
     def keys(self, window: int | None) -> tuple[Span, ...]:
-        """Return the keys that any query sees if it sees the latest ``window`` tokens of its text, itself included."""
+        """Return the keys that any query sees, if it sees the last ``window`` tokens of its text up to itself."""
         unseen = 0 if window is None else self.low - window + 1
         found = []
         for start, stop in self.spans:

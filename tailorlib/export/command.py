@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
 
 from tailorlib.console import say, step
 from tailorlib.exceptions import JournalError, RecipeError
+from tailorlib.export.allocation import keep_freed_memory
 from tailorlib.export.export import export_model
 from tailorlib.export.verify import verify_export
+from tailorlib.files import write_text
+from tailorlib.interchange import to_mergekit
 from tailorlib.journal import FILE_NAME, read_trials
 from tailorlib.models.family import ModelFamily
 from tailorlib.recipe import check_recipe, missing_sections, read_recipe
@@ -23,7 +26,7 @@ from tailorlib.trial import incumbent
 RECIPE_NAME = "recipe.yaml"
 _OPTIONS = (
     *("config", "c", "plugins", "family"),
-    *("run", "trial", "tailoring", "output", "overwrite", "verify", "max_shard_gb"),
+    *("run", "trial", "tailoring", "output", "overwrite", "verify", "format", "max_shard_gb"),
 )
 
 
@@ -76,9 +79,10 @@ def export_verb(
     output: str | None = None,
     overwrite: bool = False,
     verify: bool = False,
+    format: Literal["hf", "mergekit"] = "hf",
     max_shard_gb: float = 5.0,
 ) -> None:
-    """Write a tailoring as a Hugging Face model.
+    """Write a tailoring as a Hugging Face model: `tailor export RUN --output DIR`.
 
     Args:
         family: The family; it is prepared here.
@@ -86,9 +90,10 @@ def export_verb(
         run: The run folder; its best trial is written.
         trial: Number of another trial of the run.
         tailoring: A tailoring file, instead of a run.
-        output: Folder to write; RUN/model by default.
+        output: Folder to write, RUN/model by default; a file for mergekit, RUN/mergekit.yaml by default.
         overwrite: Replace what is there.
         verify: Load the written model with transformers and compare it with the live one.
+        format: A Hugging Face model, or the configuration with which mergekit makes the same.
         max_shard_gb: Largest size of a weights file, in 10^9 bytes.
 
     Raises:
@@ -97,14 +102,28 @@ def export_verb(
     if output is None and run is None:
         raise RecipeError("An export needs a place to write to: give --output.")
     chosen = choose(run, trial, tailoring)
-    target = Path(output) if output is not None else Path(str(run)) / "model"
+    default = "model" if format == "hf" else "mergekit.yaml"
+    target = Path(output) if output is not None else Path(str(run)) / default
     family.prepare()
+    if format == "mergekit":
+        _write_configuration(family, chosen, target, overwrite)
+        return
+    keep_freed_memory()
     with step(f"Model written to {target}"):
         export_model(
             family, chosen, target, device=device, max_shard_bytes=max_shard_gb * 1e9, overwrite=overwrite
         )
     if verify:
         say(verify_export(family, chosen, target, device=device).table())
+
+
+def _write_configuration(family: ModelFamily, tailoring: Tailoring, target: Path, overwrite: bool) -> None:
+    configuration = to_mergekit(tailoring, family)
+    write_text(target, configuration.text, overwrite=overwrite)
+    for note in configuration.notes:
+        say(f"[yellow]![/] {note}")
+    say(f"[green]✓[/] mergekit configuration written to {target}; run it with:")
+    say(f"  {configuration.tool} {target} OUTPUT")
 
 
 def choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailoring:

@@ -9,6 +9,7 @@ before the last one, whose result the last one draws on (``mergekit-multi``).
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,11 @@ class MergekitText:
     text: str
     tool: str
     notes: tuple[str, ...]
+
+    def command(self, file: str | Path, output: str | Path) -> str:
+        """Return the command that makes the model ``output`` of the text in ``file``."""
+        places = (str(file), "--intermediate-dir", f"{output}-parts", "--out-path", str(output))
+        return shlex.join([self.tool, *(places if self.tool == "mergekit-multi" else (str(file), str(output)))])
 
 
 def to_mergekit(
@@ -147,7 +153,8 @@ class _Translation:
             try:
                 made = sum_of(plan)
                 aligned = self.own_vocabulary & set(models_of(owner))
-                if aligned and part != "norm":
+                beside_head = part != "norm" or not self.names.is_tied or isinstance(owner, PartPlan)
+                if aligned and beside_head:
                     raise Inexpressible(f"the vocabulary of {', '.join(sorted(aligned))} differs from the base's")
                 if any(isinstance(atom, Merge) and repeats(atom.inputs) for atom in made):
                     raise Inexpressible("mergekit takes a model once, and the base is among the sources")
@@ -220,7 +227,8 @@ class _Translation:
         if unknown:
             reasons[f"mergekit would leave out {', '.join(unknown)}, which it doesn't list"] = None
         prefix = self.names.architecture.layer_prefix(0)
-        lacking = frozenset(name for name in lacking if prefix + name not in self.family.checkpoints[BASE])
+        files = self.family.checkpoints.values()  # old ones hold more than a model reads
+        lacking = frozenset(name for name in lacking if not all(prefix + name in file for file in files))
         if lacking:
             reasons[f"mergekit asks for {', '.join(sorted(lacking))}, which these models lack"] = None
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import chain
 
 from tailorlib.bounded import load_yaml
-from tailorlib.exceptions import RecipeError, did_you_mean
+from tailorlib.exceptions import RecipeError, did_you_mean, shown
 from tailorlib.interchange.configuration import (
     Configuration,
     LayerCount,
@@ -22,6 +22,7 @@ from tailorlib.interchange.configuration import (
 )
 from tailorlib.interchange.from_methods import METHODS, Inputs, Made, Method
 from tailorlib.interchange.imported import Imported, family_names
+from tailorlib.interchange.methods import RANDOM
 from tailorlib.interchange.names import TensorNames, filters_for, most_common
 from tailorlib.interchange.settings import Faults, Found, InvalidSettingError, Kind, Scope, filters_in, first_found
 from tailorlib.tailoring import SELECT, LayerPlan, LayerSource, Owner, PartPlan, Tailoring
@@ -55,7 +56,8 @@ def from_mergekit(
     faults = Faults()
     candidates = _adapters(references, faults)
     if configuration.method not in METHODS:
-        faults.add("merge_method", f"is no method of mergekit 0.1.5.{did_you_mean(configuration.method, METHODS)}")
+        hint = did_you_mean(configuration.method, METHODS)
+        faults.add("merge_method", f"is a method of mergekit 0.1.5, got {shown(configuration.method)}.{hint}")
     if faults.found:
         raise RecipeError(list(faults.found))
     family = family_names(references[0], references[1:])
@@ -65,6 +67,8 @@ def from_mergekit(
     if faults.found or tailoring is None:
         raise RecipeError(list(faults.found))
     notes = [*configuration.notes, *reader.notes()]
+    if configuration.method in RANDOM and any(map(_is_random, tailoring.layers)):
+        notes.append("Random masks are drawn anew: same densities as mergekit's, other entries.")
     if found is None and reader.hints:
         notes.append("The models were not looked at: filters are compared with the names of Llama's tensors.")
     others = {family[reference]: candidates[reference] for reference in references[1:]}
@@ -292,6 +296,11 @@ def _ratio(found: Made, usual: Made) -> Made:
     factor = pairs[0][0] / pairs[0][1]
     same = all(abs(w - factor * o) <= 1e-12 * abs(w) for w, o in pairs)
     return replace(usual, factor=factor) if same and factor else found
+
+
+def _is_random(plan: LayerPlan) -> bool:
+    densities = (dict(part.params).get("density", 1.0) for part in plan.plans)
+    return any(min(d if isinstance(d, tuple) else (d,)) != 1.0 for d in densities)
 
 
 def _layer_plan(made: Made) -> LayerPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from tailorlib.interchange.documents import Document, Input, Setting, Slice
 from tailorlib.interchange.methods import BASELESS, TASK_VECTORS, Merge
@@ -74,15 +75,52 @@ def _slice(plan: Plan, layer: Layer, method: str, index: int | None = None) -> S
     source = layer.only
     if source is not None:
         return selection(plan, method, source, 0 if index is None else 1)
-    merges: dict[str, Merge] = {}
-    for tensor, made in layer.sums.items():
-        ((atom, weight), *more) = made.items()
-        if more or weight != 1 or not isinstance(atom, Merge):
-            return None
-        merges[tensor] = atom
-    if len({m.inputs for m in merges.values()}) > 1 or repeats(next(iter(merges.values())).inputs):
+    merges = _merges(layer, method)
+    if not merges or repeats(next(iter(merges.values())).inputs):
         return None
     return plan.slice_of(layer, merges, index)
+
+
+def _merges(layer: Layer, method: str) -> dict[str, Merge]:
+    """Return a layer's tensors as merges of the same inputs, selected ones too; nothing if they can't be."""
+    atoms: dict[str, LayerSource | Merge] = {}
+    for tensor, made in layer.sums.items():
+        ((atoms[tensor], weight), *more) = made.items()
+        if more or weight != 1:
+            return {}
+    pattern = next((atom for atom in atoms.values() if isinstance(atom, Merge)), None)
+    if pattern is None and method == "slerp":
+        base, *others = dict.fromkeys(atom for atom in atoms.values() if isinstance(atom, LayerSource))
+        pattern = Merge(method, tuple(others), base) if len(others) == 1 else None
+    if pattern is None:
+        return {}
+    if method in TASK_VECTORS.values():
+        sources = dict.fromkeys(s for atom in atoms.values() if isinstance(atom, Merge) for s in atom.sources)
+        atoms = {t: _with_sources(a, sources) if isinstance(a, Merge) else a for t, a in atoms.items()}
+        pattern = _with_sources(pattern, sources)
+    merges = {t: a if isinstance(a, Merge) else _as_merge(a, pattern) for t, a in atoms.items()}
+    found = {tensor: merge for tensor, merge in merges.items() if merge is not None}
+    same = len({merge.inputs for merge in found.values()}) == 1
+    return found if same and len(found) == len(merges) else {}
+
+
+def _with_sources(merge: Merge, sources: Iterable[LayerSource]) -> Merge:
+    """Return a merge of task vectors with more sources, of weight 0: they add nothing and have no vote."""
+    known = dict(zip(merge.sources, merge.own, strict=True))
+    spare = tuple((name, 0.0 if name == "weight" else value) for name, value in merge.own[0])
+    return replace(merge, sources=tuple(sources), own=tuple(known.get(source, spare) for source in sources))
+
+
+def _as_merge(source: LayerSource, pattern: Merge) -> Merge | None:
+    """Return the merge of a pattern's inputs that gives one of them, to the bit; if there is one."""
+    if pattern.method in ("slerp", "nearswap") and source == pattern.base:
+        return replace(pattern, shared=(("t", 0.0),))
+    if pattern.method == "slerp" and source in pattern.sources:
+        return replace(pattern, shared=(("t", 1.0),))
+    if pattern.method in TASK_VECTORS.values() and source == pattern.base:
+        own = (tuple((name, 0.0 if name == "weight" else value) for name, value in o) for o in pattern.own)
+        return replace(pattern, own=tuple(own))
+    return None
 
 
 def _same(piece: Slice, wanted: Slice, plan: Plan, part: Layer) -> bool:

@@ -122,7 +122,7 @@ def first_found(
         if found is not None:
             return found
     if default is None:
-        raise InvalidSettingError(path, f"lacks the parameter {name!r} for {tensor}. Give it.")
+        raise InvalidSettingError(path, f"lacks the parameter {name!r}, or one without a filter. Give it.")
     return Found(default, path)
 
 

@@ -79,6 +79,7 @@ class Architecture:
         norm: The final norm.
         head: The language-model head.
         stored_head: The head's name in checkpoint files, where it is another one.
+        branches: Filters that the names of a layer's attention and MLP tensors contain, and no others.
         attention_out: Tensors of a layer that its attention's share of the residual stream is proportional to:
             the output projection, or the norm behind it.
         mlp_out: The same of its MLP; ``*`` stands for a number.
@@ -98,6 +99,7 @@ class Architecture:
     norm: str = "model.norm"
     head: str = "lm_head"
     stored_head: str = "lm_head"
+    branches: tuple[str, str] = ("self_attn", "mlp")
     attention_out: tuple[str, ...] = ("self_attn.o_proj.weight", "self_attn.o_proj.bias")
     mlp_out: tuple[str, ...] = ("mlp.down_proj.weight", "mlp.down_proj.bias")
     unit_offset: bool = False
@@ -174,6 +176,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             embeddings=("gpt_neox.embed_in",),
             norm="gpt_neox.final_layer_norm",
             stored_head="embed_out",
+            branches=("attention.", "mlp"),
             attention_out=("attention.dense.weight", "attention.dense.bias"),
             mlp_out=_NEOX_MLP,
             obsolete=r"rotary_emb\.inv_freq|attention\.(bias|masked_bias)",
@@ -183,6 +186,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             layers="transformer.h",
             embeddings=("transformer.wte", "transformer.wpe"),
             norm="transformer.ln_f",
+            branches=("attn", "mlp"),
             attention_out=("attn.c_proj.weight", "attn.c_proj.bias"),
             mlp_out=_GPT_MLP,
             forbidden=("scale_attn_by_inverse_layer_idx",),
@@ -193,11 +197,13 @@ ARCHITECTURES: dict[str, Architecture] = {
             layers="transformer.h",
             embeddings=("transformer.word_embeddings",),
             norm="transformer.ln_f",
+            branches=("self_attention", "mlp"),
             attention_out=("self_attention.dense.weight", "self_attention.dense.bias"),
             mlp_out=_NEOX_MLP,
         ),
         Architecture(
             "mixtral",
+            branches=("self_attn", "block_sparse_moe"),
             mlp_out=("block_sparse_moe.experts.*.w2.weight",),
             experts=Experts(stored="block_sparse_moe", gate="w1", up="w3", down="w2"),
         ),

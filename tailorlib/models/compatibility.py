@@ -27,8 +27,8 @@ _WITHOUT_EFFECT = re.compile(
     r"|max_window_layers|mlp_only_layers|decoder_sparse_step|no_rope_layer_interval"
     r"|vocab_size|tie_word_embeddings|head_dim|n_inner|ffn_hidden_size|num_ln_in_parallel_attn"
 )
-"""Config entries that change nothing of what a layer computes when it is evaluated, or that other checks see: which
-layers are of which kind, and which tensors there are."""
+"""Config entries that change nothing of what an evaluated layer computes, or that other checks see: which layers
+are of which kind, and which tensors there are."""
 
 
 def config_differences(base: Any, candidate: Any) -> tuple[list[str], list[str]]:

@@ -147,7 +147,8 @@ class ModelFamily:
     def layout(self) -> FamilyLayout:
         """Names of the candidates in recipe order, number and types of the layers."""
         self.assembly  # noqa: B018 (prepared?)
-        return FamilyLayout(tuple(n for n in self.checkpoints if n != BASE), len(self._kinds), self._kinds)
+        names = tuple(n for n in self.checkpoints if n != BASE)
+        return FamilyLayout(names, len(self._kinds), self._kinds, self.architecture.branches)
 
     @property
     def config(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import statistics
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -14,11 +14,12 @@ from rich.table import Table
 
 from tailorlib.console import console, say, step
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import JournalError, RecipeError
-from tailorlib.export import CardInfo, export_model, verify_export
+from tailorlib.exceptions import JournalError
+from tailorlib.export import CardInfo, export_model
+from tailorlib.export.command import choose, export_verb
 from tailorlib.files import write_text
-from tailorlib.interchange import read_foreign, to_mergekit
-from tailorlib.journal import FILE_NAME, Journal, archive, read_trials, refuse_occupied
+from tailorlib.interchange import read_foreign
+from tailorlib.journal import FILE_NAME, Journal, archive, refuse_occupied
 from tailorlib.models.family import ModelFamily
 from tailorlib.plugins import REGISTRIES
 from tailorlib.report.pictures import draw_study
@@ -30,7 +31,7 @@ from tailorlib.search.plan import plan_table
 from tailorlib.search.progress import SearchProgress
 from tailorlib.search.study import Study
 from tailorlib.tailoring import BASE, Tailoring
-from tailorlib.trial import Trial, incumbent
+from tailorlib.trial import Trial
 
 
 class TailorTrainer(Trainer):
@@ -85,7 +86,7 @@ class TailorTrainer(Trainer):
             tailoring: A tailoring file, instead of a run.
         """
         study = model.study
-        chosen = _choose(run, trial, tailoring)
+        chosen = choose(run, trial, tailoring)
         if run is not None:  # in the data type of the search, whatever is fastest here and now
             study.family.dtype = recorded_dtype(Journal.read(Path(run))) or study.family.dtype
         engine = self._ready(study)
@@ -94,47 +95,14 @@ class TailorTrainer(Trainer):
         if run is not None:
             write_benchmark(rows, Path(run) / "benchmark.json")
 
-    def export(
-        self,
-        model: ModelFamily,
-        run: str | None = None,
-        trial: int | None = None,
-        tailoring: str | None = None,
-        output: str | None = None,
-        overwrite: bool = False,
-        verify: bool = False,
-        format: Literal["hf", "mergekit"] = "hf",
-    ) -> None:
+    def export(self, model: ModelFamily, **kwargs: Any) -> None:
         """Write a tailoring as a Hugging Face model: `tailor export RUN --output DIR`.
 
         Args:
             model: The family that the recipe names.
-            run: The run folder; its best trial is written.
-            trial: Number of another trial of the run.
-            tailoring: A tailoring file, instead of a run.
-            output: Folder to write, RUN/model by default; a file for mergekit, RUN/mergekit.yaml by default.
-            overwrite: Replace what is there.
-            verify: Load the written model with transformers and compare it with the live one.
-            format: A Hugging Face model, or the configuration with which mergekit makes the same.
+            kwargs: See :func:`~tailorlib.export.command.export_verb`.
         """
-        default = "model" if format == "hf" else "mergekit.yaml"
-        if output is None and run is None:
-            raise RecipeError("An export needs a place to write to: give --output.")
-        chosen = _choose(run, trial, tailoring)
-        target = Path(output) if output is not None else Path(str(run)) / default
-        model.load(self.strategy.root_device)  # merges are computed where the search computed them
-        if format == "mergekit":
-            configuration = to_mergekit(chosen, model)
-            write_text(target, configuration.text, overwrite=overwrite)
-            for note in configuration.notes:
-                say(f"[yellow]![/] {note}")
-            say(f"[green]✓[/] mergekit configuration written to {target}; run it with:")
-            say(f"  {configuration.tool} {target} OUTPUT")
-            return
-        with step(f"Model written to {target}"):
-            export_model(model, chosen, target, overwrite=overwrite)
-        if verify:
-            say(verify_export(model, chosen, target).table())
+        export_verb(model, self.strategy.root_device, **kwargs)
 
     def import_(
         self,
@@ -242,30 +210,6 @@ class TailorTrainer(Trainer):
 
 
 setattr(TailorTrainer, "import", TailorTrainer.import_)  # a verb that Python has reserved
-
-
-def _choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailoring:
-    """Return the tailoring that the arguments name.
-
-    Raises:
-        RecipeError: If they name none, or both a run and a file.
-    """
-    if (run is None) == (tailoring is None):
-        raise RecipeError("Name one model: a run folder (tailor export RUN), or --tailoring FILE with --config.")
-    if tailoring is not None:
-        return Tailoring.load(tailoring)
-    written = Path(str(run)) / "tailoring.yaml"
-    if trial is None and written.is_file() and not (Path(str(run)) / FILE_NAME).exists():  # an import's folder
-        return Tailoring.load(written)
-    _, trials = read_trials(Path(str(run)))
-    if trial is None:
-        best = incumbent(trials)
-        if best is None:
-            raise JournalError(f"The study in {run!r} has no complete trial yet; there is nothing to take.")
-        return best.tailoring
-    if not 0 <= trial < len(trials):
-        raise RecipeError(f"The study in {run!r} has the trials 0 to {len(trials) - 1}, got --trial {trial}.")
-    return trials[trial].tailoring
 
 
 @rank_zero_only

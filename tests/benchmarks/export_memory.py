@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shlex
 import shutil
 import sys
@@ -111,10 +110,11 @@ def main() -> None:
     print(f"command: {shlex.join(command)}")
     print(f"load before: {os.getloadavg()[0]:.2f}")
     start = time.perf_counter()
-    if os.spawnvp(os.P_WAIT, command[0], command):
+    _, status, usage = os.wait4(os.posix_spawnp(command[0], command, os.environ), 0)
+    if status:
         sys.exit("the export failed")
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     sizes = {n: sorted(f.stat().st_size for f in (folder / n).glob("*.safetensors")) for n in ("base", "exported")}
     limit = 1.5 * sizes["base"][-1] + 5e8
     for name, found in sizes.items():

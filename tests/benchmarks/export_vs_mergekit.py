@@ -43,9 +43,10 @@ REMOVED = 0.25
 
 @dataclass(frozen=True)
 class Run:
-    """One process: seconds of wall time, peak resident bytes."""
+    """One process: seconds of wall time, seconds of all processors, peak resident bytes."""
 
     seconds: float
+    processor: float
     peak: int
 
 
@@ -67,7 +68,9 @@ def run(command: Sequence[str], log: Path) -> Run:
     seconds = time.perf_counter() - start
     if status:
         sys.exit(f"{shlex.join(command)} failed:\n{log.read_text(errors='replace')[-3000:]}")
-    return Run(seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return Run(
+        seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    )
 
 
 def mergekit_config(name: str, base: str, candidates: Sequence[str], kept: Sequence[int]) -> dict[str, Any]:
@@ -115,17 +118,10 @@ def tailoring(name: str, layers: int, kept: Sequence[int], candidates: int) -> d
     return {"tailoring": 1, "embeddings": part, "norm": part, "head": part, "layers": layers_plans}
 
 
-def recipe(base: str, candidates: Sequence[str], text: Path) -> dict[str, Any]:
+def recipe(base: str, candidates: Sequence[str]) -> dict[str, Any]:
     """Return the shortest recipe that a family can be exported with."""
     family = {"base": base, "candidates": {f"c{k}": path for k, path in enumerate(candidates)}}
-    removal = {"class_path": "LayerRemoval", "init_args": {"ratio": REMOVED}}
-    fitness = {"text": {"class_path": "PlainText", "init_args": {"path": str(text)}}}
-    return {
-        "family": {"class_path": "ModelFamily", "init_args": family},
-        "search_space": {"class_path": "PruningSpace", "init_args": {"removal": removal}},
-        "optimizer": {"class_path": "RandomSearch"},
-        "fitness": {"class_path": "Perplexity", "init_args": fitness},
-    }
+    return {"family": {"class_path": "ModelFamily", "init_args": family}}
 
 
 def largest_difference(ours: Path, theirs: Path) -> str:
@@ -158,6 +154,7 @@ def main() -> None:
     parser.add_argument("candidates", nargs="+", help="folders of whole fine-tuned models, safetensors")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--runs", type=int, default=3, help="of each tool, alternating")
+    parser.add_argument("--tailor", default="tailor", help="the command")
     parser.add_argument("--compare", action="store_true", help="also compare the weights of both tools")
     args = parser.parse_args()
     base, *candidates = (str(Path(p).absolute()) for p in (args.base, *args.candidates))
@@ -167,15 +164,16 @@ def main() -> None:
     print(f"command: {shlex.join(sys.argv)}")
     with tempfile.TemporaryDirectory(prefix="export_vs_mergekit.") as folder:
         work = Path(folder)
-        (work / "text.txt").write_text("A text.\n")
-        (work / "recipe.yaml").write_text(json.dumps(recipe(base, candidates, work / "text.txt")))  # also YAML
+        (work / "recipe.yaml").write_text(json.dumps(recipe(base, candidates)))  # JSON is YAML
         for name in args.methods:
-            compare(name, base, candidates, layers, work, args.runs)
+            compare(name, base, candidates, layers, work, args)
             if args.compare:
                 print(f"  {_apart(largest_difference, work / 'tailor', work / 'mergekit')}")
 
 
-def compare(name: str, base: str, candidates: Sequence[str], layers: int, work: Path, runs: int) -> None:
+def compare(
+    name: str, base: str, candidates: Sequence[str], layers: int, work: Path, args: argparse.Namespace
+) -> None:
     """Make one model with both tools, in turn, and print the figures."""
     removed = round(REMOVED * layers)
     first = (layers - removed) // 2
@@ -185,12 +183,15 @@ def compare(name: str, base: str, candidates: Sequence[str], layers: int, work: 
     (work / "tailoring.yaml").write_text(json.dumps(_apart(tailoring, name, layers, kept, len(candidates))))
     recipe_file, plan, output = (str(work / n) for n in ("recipe.yaml", "tailoring.yaml", "tailor"))
     commands = {
-        "tailor": ["tailor", "export", "--config", recipe_file, "--tailoring", plan, "--output", output],
+        "tailor": [
+            *(*shlex.split(args.tailor), "export", "--config", recipe_file, "--tailoring", plan),
+            *("--output", output),
+        ],
         "mergekit": ["mergekit-yaml", str(work / "mergekit.yaml"), str(work / "mergekit")],
     }
     results: dict[str, list[Run]] = {tool: [] for tool in commands}
     load = os.getloadavg()[0]
-    for _ in range(runs):
+    for _ in range(args.runs):
         for tool, command in commands.items():
             shutil.rmtree(work / tool, ignore_errors=True)
             results[tool].append(run(command, work / f"{tool}.log"))
@@ -198,7 +199,11 @@ def compare(name: str, base: str, candidates: Sequence[str], layers: int, work: 
     for tool, found in results.items():
         print(f"  {shlex.join(commands[tool])}")
         seconds = ", ".join(f"{r.seconds:.1f}" for r in found)
-        print(f"    {_median(found):.1f} s (median of {seconds}), peak {_peak(found) / 1e6:,.0f} MB")
+        processor = statistics.median(r.processor for r in found)
+        print(
+            f"    {_median(found):.1f} s (median of {seconds}), processors {processor:.1f} s, peak "
+            f"{_peak(found) / 1e6:,.0f} MB"
+        )
     time_ratio = _median(results["tailor"]) / _median(results["mergekit"])
     print(f"  ratio: time {time_ratio:.2f}, memory {_peak(results['tailor']) / _peak(results['mergekit']):.2f}")
 

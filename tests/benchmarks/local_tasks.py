@@ -1,8 +1,8 @@
 """lm-eval task files for a folder of JSON Lines files, one folder per data set: what the benchmarks run over.
 
-Multiple choice: rows with ``query``, ``choices`` (with their leading space) and ``gold``. WinoGrande has ``contexts``
-and a ``continuation``, LAMBADA a ``context`` and a ``continuation``, Wikitext ``text``; MMLU rows have a ``subject``,
-and the few-shot examples are in a file of their own.
+Multiple choice: rows with ``query``, ``choices`` (with their leading space) and ``gold``. WinoGrande has
+``contexts`` and a ``continuation``, LAMBADA a ``context`` and a ``continuation``, Wikitext ``text``; MMLU rows
+have a ``subject``, and the few-shot examples are in a file of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ CHOICE = ("hellaswag", "piqa", "arc_easy", "arc_challenge", "sciq", "blimp")
 MEAN: dict[str, Any] = {"aggregation": "mean", "higher_is_better": True}
 ACCURACY = [{"metric": "acc", **MEAN}]
 BOTH = [*ACCURACY, {"metric": "acc_norm", **MEAN}]
+TASKS = tuple(f"local_{name}" for name in (*CHOICE, "winogrande", "lambada", "wikitext2"))
+"""Names of the tasks outside MMLU."""
+MMLU = "local_mmlu"
+"""Name of the group."""
 MMLU_HEADER = "The following are multiple choice questions (with answers) about {}.\n\n"
 
 

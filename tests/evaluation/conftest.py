@@ -141,8 +141,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Loaded]:
     def load(model_type: str = "llama", attention: str | None = "eager", **config: Any) -> Loaded:
         key = (model_type, attention, repr(sorted(config.items())))
         if key not in known:
-            if model_type == "gpt_neox":
-                config["num_key_value_heads"] = 4
             folder = write_tiny_model(
                 tmp_path_factory.mktemp(model_type), model_type=model_type, num_layers=4, **config
             )

@@ -72,6 +72,11 @@ def simple_evaluate(
 
     from tailorlib.evaluation.surroundings import quiet_lm_eval
 
+    for file in Path(folder).glob("*.yaml"):  # lm-eval itself looks for data files from the working directory
+        text = file.read_text()
+        for data in Path(folder).glob("*.jsonl"):
+            text = text.replace(f'"{data.name}"', f'"{data}"')
+        file.write_text(text)
     with keep, quiet_lm_eval():
         return lm_eval.simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length),

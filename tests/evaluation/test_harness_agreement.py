@@ -1,4 +1,4 @@
-"""lm-eval's own tasks over random tailorings: every log-likelihood, greedy flag and metric is simple_evaluate's."""
+"""lm-eval's own tasks over random tailorings: log-likelihoods, greedy flags and metrics are simple_evaluate's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 TASKS = [*SCORED, {"task": "tiny_mmlu", "num_fewshot": 5}]
 MAX_LENGTH = 900
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
-    "llama": (3, {}),
+    "llama": (2, {}),
     "qwen2": (1, {}),
     "gemma3_text": (1, {"sliding_window": 16, "layer_types": [SLIDING, SLIDING, FULL] * 2}),
     "gpt_neox": (1, {}),

@@ -54,8 +54,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def questions(choices: int = 4) -> list[Request]:
-    """Return questions of all kinds, four requests each: shared examples, long and short contexts, one token to score
-    and many, the same twice, and choices that begin with another one."""
+    """Return questions of all kinds, four requests each.
+
+    Shared examples, long and short contexts, one token to score and many, the same twice, choices that begin with
+    another one.
+    """
     rng = random.Random(0)
 
     def tokens(low: int, high: int) -> tuple[int, ...]:
@@ -75,7 +78,12 @@ def questions(choices: int = 4) -> list[Request]:
         found += [Request(context, choice) for choice in kinds[i % len(kinds)]]
     # a context that goes on where another question ends
     end = found[0].context + found[0].continuation
-    found += [Request(end, tokens(1, 3)), Request(end, tokens(2, 2)), Request(end[:1], end[1:]), Request(end, (7,))]
+    found += [
+        Request(end, tokens(1, 3)),
+        Request(end, tokens(2, 2)),
+        Request(end[:1], end[1:]),
+        Request(end, (7,)),
+    ]
     assert len(found) % choices == 0
     return found
 

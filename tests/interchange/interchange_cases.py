@@ -194,8 +194,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def assert_close(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Compare tensors: float32 within 1e-5 of the largest entry, bfloat16 within a unit in the last place."""
+def assert_close(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], units: int = 1) -> None:
+    """Compare tensors: float32 within 1e-5 of the largest entry, bfloat16 within units in the last place."""
     assert set(theirs) == set(ours)
     for name, tensor in ours.items():
         other = theirs[name]
@@ -208,7 +208,7 @@ def assert_close(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> No
             wide, wanted = other.float(), tensor.float()
             unit = torch.exp2(torch.maximum(wide.abs(), wanted.abs()).clamp(min=1e-30).log2().floor() - 7)
             noise = 1e-7 * float(wanted.abs().max())  # of float32, where terms cancel to almost nothing
-            assert bool(((wide - wanted).abs() <= unit + noise).all()), name
+            assert bool(((wide - wanted).abs() <= units * unit + noise).all()), name
 
 
 def assert_equal(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:

@@ -137,3 +137,17 @@ def test_a_layer_that_does_not_exist_is_refused():
 def test_a_merged_layer_stands_for_its_first_source():
     assert slot_index(plan("a:2", "b:3", operation="Linear")) == 2
     assert slot_index(plan("a:2", "b:2", operation="TIES", base="base:4")) == 2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_filters_part_a_layer_into_attention_mlp_and_norms(name, case_family):
+    family = case_family(name)
+    attention, mlp = family.layout.branches
+    for suffixes in family.assembly.layer_suffixes:
+        rest = [s for s in suffixes if attention not in s and mlp not in s]
+        assert not [s for s in suffixes if attention in s and mlp in s]
+        assert all("norm" in s or s.startswith("ln_") for s in rest)
+        outputs = [s for s in suffixes if family.architecture.branch(s) and s not in rest]
+        assert all((attention in s) == (family.architecture.branch(s) == "attention") for s in outputs)
+        assert sum(attention in s for s in suffixes) >= 2
+        assert sum(mlp in s for s in suffixes) >= 2

@@ -13,6 +13,7 @@ import yaml
 
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.requests import TaskRequests
+from tailorlib.evaluation.tasks import TaskSettings
 from tailorlib.testing.tiny import tiny_tokenizer
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "quickstart"
@@ -64,7 +65,7 @@ def test_it_loads_from_another_working_folder(split: str, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     name = f"everyday_facts_{split}"
-    task = TaskRequests([name], engine, include_path=str(FOLDER)).tasks[name]
+    task = TaskRequests([name], engine, TaskSettings(include_path=str(FOLDER))).tasks[name]
     documents = list(task.test_docs())
     assert len(documents) == SIZES[split]
     first = documents[0]

@@ -20,13 +20,13 @@ class LMEval(Fitness):
     """Scores a model by lm-evaluation-harness tasks.
 
     The search's signal is smooth by default: the probability of the right answer moves with every weight, where
-    an accuracy on 100 questions moves in steps of 1 %. The metrics are lm-eval's own either way. Tasks of all kinds
-    can stand side by side; one that lets the model write text counts by its metric.
+    an accuracy on 100 questions moves in steps of 1 %. The metrics are lm-eval's own either way. Tasks of all
+    kinds can stand side by side; one that lets the model write text counts by its metric.
 
     Args:
         tasks: Names of tasks, groups or tags, or paths of task files. An entry can be a mapping instead:
-            ``task: NAME`` with ``limit``, ``samples``, ``gen_kwargs``, ``fewshot_random_seed`` or ``metric`` for it
-            alone, and any setting of an lm-eval task to replace its own, such as ``num_fewshot``.
+            ``task: NAME`` with ``limit``, ``samples``, ``gen_kwargs``, ``fewshot_random_seed`` or ``metric`` for
+            it alone, and any setting of an lm-eval task to replace its own, such as ``num_fewshot``.
         include_path: Folder with task files (YAML) of your own.
         num_fewshot: Number of examples in the context; by default each task's own number.
         limit: Number of documents per task, or a fraction of them if below 1.

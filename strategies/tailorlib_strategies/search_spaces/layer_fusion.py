@@ -39,7 +39,7 @@ class LayerFusionSpace(DeclaredSpace):
 
     Args:
         groups: Filters: a tensor belongs to the first one that its name inside the layer contains;
-            ``["self_attn", "mlp"]`` by default.
+            attention and MLP by default, by the names that they have in the family's files.
         granularity: Number of neighbouring layers that are made alike.
         selection: Whether a group can be one candidate's; ``None`` leaves the base's and merges.
         merges: Merge operations to choose from, each with the ranges of its hyperparameters.
@@ -59,7 +59,7 @@ class LayerFusionSpace(DeclaredSpace):
         residual_scale: ResidualScale | None = None,
         outer: list[OuterPart] | None = None,
     ) -> None:
-        self.groups = ("self_attn", "mlp") if groups is None else tuple(groups)
+        self._filters, self.groups = groups, tuple(groups or ())
         faults = []
         if len({*self.groups, REST, ""}) < len(self.groups) + 2:
             faults.append(
@@ -76,6 +76,7 @@ class LayerFusionSpace(DeclaredSpace):
 
     def _arrange(self, layout: FamilyLayout) -> None:
         L, g = layout.num_layers, self.granularity  # noqa: N806
+        self.groups = layout.branches if self._filters is None else self.groups
         self._bins = [range(start, min(start + g, L)) for start in range(0, L, g)]
         self._removal = RemovalChoice(self.removal, L)
         self._merge = MergeChoice(
