@@ -19,6 +19,9 @@ _COLUMNS = (
 """Of a layer's row; the last three are left out where no layer has them."""
 _HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?$")
 
+_FOLDERS = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?[\\/](?:[^\s'",\]}\\/]+[\\/])+""")
+"""What an absolute path has before its last part."""
+
 
 @dataclass(frozen=True)
 class CardInfo:
@@ -29,8 +32,7 @@ class CardInfo:
         scores: Table of results: a row's name to its figures by column name. Or a text in Markdown.
         license: Identifier of the licence, such as ``"apache-2.0"``; if empty, the sources' if they have one.
         references: Where the models come from, by family name, if the family's own references should not show.
-        recipe: The recipe of the search that found the model, as text; shown as it is, but for the folders of the
-            models in it.
+        recipe: The recipe of the search that found the model, as text; of absolute paths only the last part shows.
         notes: A text in Markdown, taken as it is.
     """
 
@@ -87,7 +89,7 @@ def render_card(
         'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
     )
-    sections += [_recipe_section(info, tailoring, references), _license_section(info, stated)]
+    sections += [_recipe_section(info, tailoring), _license_section(info, stated)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -114,10 +116,8 @@ def _model_section(
     return "## Models\n\n" + _table(("name", "from", "licence"), rows)
 
 
-def _recipe_section(info: CardInfo, tailoring: Tailoring, references: Mapping[str, str]) -> str:
-    recipe = info.recipe
-    for reference in sorted(filter(None, references.values()), key=len, reverse=True):
-        recipe = recipe.replace(reference, display_name(reference))  # folders of this machine concern nobody
+def _recipe_section(info: CardInfo, tailoring: Tailoring) -> str:
+    recipe = _FOLDERS.sub("", info.recipe)  # this machine's concern nobody
     blocks = [_folded("Tailoring", tailoring.to_yaml())]
     blocks += [_folded("Recipe of the search", recipe)] if recipe.strip() else []
     return "\n\n".join(["## How it was made", *blocks])

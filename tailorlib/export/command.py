@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 from tailorlib.console import say, step
 from tailorlib.exceptions import JournalError, RecipeError
 from tailorlib.export.allocation import keep_freed_memory
+from tailorlib.export.card import CardInfo
 from tailorlib.export.export import export_model
 from tailorlib.export.verify import verify_export
 from tailorlib.files import write_text
@@ -111,7 +112,13 @@ def export_verb(
     keep_freed_memory()
     with step(f"Model written to {target}"):
         export_model(
-            family, chosen, target, device=device, max_shard_bytes=max_shard_gb * 1e9, overwrite=overwrite
+            family,
+            chosen,
+            target,
+            card=_card(run, trial),
+            device=device,
+            max_shard_bytes=max_shard_gb * 1e9,
+            overwrite=overwrite,
         )
     if verify:
         say(verify_export(family, chosen, target, device=device).table())
@@ -123,7 +130,16 @@ def _write_configuration(family: ModelFamily, tailoring: Tailoring, target: Path
     for note in configuration.notes:
         say(f"[yellow]![/] {note}")
     say(f"[green]✓[/] mergekit configuration written to {target}; run it with:")
-    say(f"  {configuration.tool} {target} OUTPUT")
+    say(f"  {configuration.command(target, 'OUTPUT')}")
+
+
+def _card(run: str | None, trial: int | None) -> CardInfo:
+    """Return what a run's folder says for the model card: its recipe, and the scores of its best trial."""
+    found = {}
+    for name in (RECIPE_NAME, "benchmark.md"):
+        file = Path(run or "") / name
+        found[name] = file.read_text(encoding="utf-8") if run is not None and file.is_file() else ""
+    return CardInfo(recipe=found[RECIPE_NAME], scores=found["benchmark.md"] if trial is None else "")
 
 
 def choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailoring:

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 TASKS = [*SCORED, {"task": "tiny_mmlu", "num_fewshot": 5}]
 MAX_LENGTH = 900
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
-    "llama": (2, {}),
+    "llama": (3, {}),
     "qwen2": (1, {}),
     "gemma3_text": (1, {"sliding_window": 16, "layer_types": [SLIDING, SLIDING, FULL] * 2}),
     "gpt_neox": (1, {}),

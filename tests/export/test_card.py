@@ -77,13 +77,18 @@ def test_parts_scales_and_merged_owners_are_shown():
 
 
 def test_the_tailoring_and_the_recipe_are_folded_in_without_paths_of_this_machine():
-    recipe = "family:\n  base: org/model@v1\n  candidates: {a: /home/someone/runs/math}\n# ```` not the end\n"
+    recipe = (
+        "family:\n  base: org/model@v1\n  candidates: {a: /home/someone/runs/math, b: 'C:\\me\\b', c: ~/c/d}\n"
+        "  link: https://a.org/b/c\n  file: data/x.jsonl\n# ```` not the end\n"
+    )
     text = card(CardInfo(recipe=recipe))
     tailoring, folded = text.split("<details>")[1:]
     assert Tailoring.from_yaml(tailoring.split("```yaml\n")[1].split("\n```")[0]) == TAILORING
-    assert folded.split("`````yaml\n")[1].split("\n`````\n")[0] == recipe.strip().replace(
-        "/home/someone/runs/math", "math"
-    )
+    shown = folded.split("`````yaml\n")[1].split("\n`````\n")[0]
+    assert shown.splitlines()[2] == "  candidates: {a: math, b: 'b', c: d}"
+    assert shown.splitlines()[:2] + shown.splitlines()[3:] == [
+        line for line in recipe.splitlines() if "candidates" not in line
+    ]
     assert "Recipe of the search" not in card()
 
 

@@ -56,8 +56,13 @@ def test_a_file_is_exported_as_by_the_library(argv, folders, tmp_path, capsys):
 
 def test_a_run_folder_stands_for_its_recipe_and_tailoring(argv, tmp_path):
     argv()  # writes both files, as an import does
+    (tmp_path / "benchmark.md").write_text("| a table |\n")
     assert export_command([str(tmp_path)])
     assert Tailoring.load(tmp_path / "model" / "tailoring.yaml") == TAILORING
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "## Scores\n\n| a table |" in card
+    assert "class_path: ModelFamily" in card
+    assert str(tmp_path) not in card
 
 
 def test_overwriting_verifying_and_the_size_of_files_are_options(argv, tmp_path, capsys):
