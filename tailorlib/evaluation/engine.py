@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tailorlib.evaluation.faults import is_out_of_memory, memory_figure, release_memory, where_it_breaks
 from tailorlib.evaluation.forward import OWN_ATTENTION, hidden_states
 from tailorlib.evaluation.packing import Layout, Plan, Request, plan
-from tailorlib.evaluation.scoring import score_pairs
+from tailorlib.evaluation.scoring import LOGITS_PER_CHUNK, score_pairs
 from tailorlib.exceptions import EvaluationError
 
 __all__ = ["CompiledRequests", "Engine", "Request", "Scores", "supports_packing"]
@@ -123,7 +123,7 @@ class Engine:
         self.layout: Layout = layout or ("single" if self.device.type == "cpu" else "rows")
         if not packing:
             self.layout = "plain"
-        self._halved = False
+        self._halved, self._logits_per_chunk = False, LOGITS_PER_CHUNK
         self._unpacked: set[str] = set()
 
     def compile(self, requests: Sequence[Request]) -> CompiledRequests:
@@ -176,7 +176,7 @@ class Engine:
     def _attempt(self, model: PreTrainedModel, compiled: CompiledRequests) -> Scores | None:
         """Score; if memory runs out for the first time, halve the batch size and return ``None``."""
         try:
-            return _score(model, compiled)
+            return _score(model, compiled, self._logits_per_chunk)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error):
                 raise
@@ -187,7 +187,9 @@ class Engine:
                     f"{figure} The batch size was halved once, to {self.tokens_per_batch} tokens. Lower "
                     "study.tokens_per_batch or study.max_length, or take a smaller dtype."
                 ) from error
-        self._halved, self.tokens_per_batch = True, max(1, self.tokens_per_batch // 2)
+        half = self.tokens_per_batch // 2
+        self._halved, self.tokens_per_batch = True, max(1, half if half < largest else largest // 2)
+        self._logits_per_chunk //= 2
         _log.warning("%s Batches have at most %d tokens from now on.", figure, self.tokens_per_batch)
         release_memory(self.device)
         return None
@@ -238,12 +240,12 @@ def _depends_on_length(rope: Mapping[str, Any], config: Any, longest: int) -> bo
     return longest > int(trained)
 
 
-def _score(model: PreTrainedModel, compiled: CompiledRequests) -> Scores:
+def _score(model: PreTrainedModel, compiled: CompiledRequests, logits_per_chunk: int) -> Scores:
     batches = compiled.plan.batches
     log_likelihood = torch.zeros(len(compiled.requests), dtype=torch.float64)
     misses = torch.zeros(len(compiled.requests), dtype=torch.long)
     if batches:
-        log_probs, greedy = zip(*score_pairs(model, batches), strict=True)
+        log_probs, greedy = zip(*score_pairs(model, batches, logits_per_chunk), strict=True)
         requests = torch.cat([batch.pair_request for batch in batches])
         # results stay on the device until the end: one synchronisation per scoring, not per batch
         log_likelihood.index_add_(0, requests, torch.cat(log_probs).to("cpu", torch.float64))

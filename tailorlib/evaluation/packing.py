@@ -30,14 +30,14 @@ _WORTH_SHARING = 8
 _LEAST_FILL = 0.75
 """Share of a batch's length below which a row rather opens the next batch."""
 _WORTH_GROWING: Mapping[Layout, Callable[[int], int]] = {
-    "single": lambda shared: 50 * shared,
+    "single": lambda shared: 16 * shared,
     "rows": lambda shared: math.isqrt(6 * 1024 * shared),
 }
 """Length up to which a row may grow before its shared prefix is rather computed again.
 
 A row of L tokens with a prefix of P costs P / L more to split. Nothing speaks against growing a single row but the
-processor's caches, which are worth 2 %. A row that attends as a whole costs, with hidden size h, L / (6 h) more (a
-layer has about 12 h^2 parameters); the sum is least at L = sqrt(6 h P), here for h = 1024."""
+processor's caches, which are worth up to 6 %. A row that attends as a whole costs, with hidden size h, L / (6 h)
+more (a layer has about 12 h^2 parameters); the sum is least at L = sqrt(6 h P), here for h = 1024."""
 
 
 @dataclass(frozen=True)

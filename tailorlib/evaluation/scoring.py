@@ -31,7 +31,9 @@ class _Piece:
     targets: Tensor
 
 
-def score_pairs(model: PreTrainedModel, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+def score_pairs(
+    model: PreTrainedModel, batches: Iterable[Batch], logits_per_chunk: int = LOGITS_PER_CHUNK
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Run batches and score their pairs of a position and a target, in order.
 
     The head runs over as many positions at once as fit, whichever batches they are of.
@@ -39,11 +41,12 @@ def score_pairs(model: PreTrainedModel, batches: Iterable[Batch]) -> Iterator[tu
     Args:
         model: A live causal language model.
         batches: What runs.
+        logits_per_chunk: Largest number of logits held at once.
 
     Yields:
         Log-probability (float32) and greedy flag (bool) of some pairs, on the batches' device.
     """
-    chunk = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
+    chunk = max(1, logits_per_chunk // model.config.vocab_size)
     held: list[_Piece] = []
     free = chunk
     for batch in batches:

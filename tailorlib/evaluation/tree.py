@@ -17,9 +17,9 @@ _STRIDE = 64
 """Longest stretch of a chain that is never cut."""
 _LONGEST = 512
 """Largest number of queries in a block that could be cut."""
-_CALL, _COPY = 1000, 6
-"""What a block costs, in (query, key) pairs: once, and for each key that has to be copied together; measured on a
-CPU with 9 heads of size 64."""
+_CALL = 1000
+"""Number of (query, key) pairs that cost as much as one more block. About 500 were measured on one CPU thread with
+9 heads of size 64; several threads have to meet at each block. Copying keys together costs nothing that shows."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ def cut_blocks(depth: Sequence[int]) -> tuple[Block, ...]:
     for j in range(1, len(cuts)):
         options = []
         for i in range(j - 1, -1, -1):
-            if cuts[j] - cuts[i] > _LONGEST and i < j - 1:
+            length = cuts[j] - cuts[i]
+            if length > _LONGEST and i < j - 1:
                 break
-            options.append((cost[i] + _cost(cuts[i], cuts[j], spans[i]), i))
+            options.append((cost[i] + length * (depth[cuts[i]] + length) + _CALL, i))
         least, i = min(options)
         cost.append(least)
         best.append(i)
@@ -128,9 +129,3 @@ def _joined(spans: Sequence[Span], *more: Span) -> tuple[Span, ...]:
         else:
             found.append((start, stop))
     return tuple(found)
-
-
-def _cost(start: int, stop: int, ancestors: Sequence[Span]) -> float:
-    length, seen = stop - start, sum(b - a for a, b in ancestors)
-    copied = not (len(ancestors) == 0 or (len(ancestors) == 1 and ancestors[0][1] == start))
-    return length * (seen + length) + _CALL + (_COPY * (seen + length) if copied else 0)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from evaluation_oracles import one_by_one
+from scarce_memory import OUT_OF_MEMORY, memory_for
 
 from tailorlib.evaluation.engine import Engine, Request
 from tailorlib.exceptions import EvaluationError
@@ -58,31 +58,6 @@ def test_an_overflow_in_float16_is_told_with_a_remedy(tiny: Callable[..., Any]) 
         engine.score(model, engine.compile(requests()))
 
 
-OUT_OF_MEMORY = {
-    "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2147483648 bytes."),
-}
-
-
-@contextmanager
-def memory_for(model: Any, tokens: int, error: Exception) -> Iterator[list[int]]:
-    """Let the decoder fail with more tokens than that; yields the sizes that it failed with."""
-    decoder, failed = model.get_decoder(), []
-    forward = decoder.forward
-
-    def limited(input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        if input_ids.numel() > tokens:
-            failed.append(input_ids.numel())
-            raise error
-        return forward(input_ids=input_ids, **kwargs)
-
-    decoder.forward = limited
-    try:
-        yield failed
-    finally:
-        del decoder.forward
-
-
 @pytest.mark.parametrize("kind", OUT_OF_MEMORY)
 @pytest.mark.parametrize("layout", ["single", "rows", "plain"])
 def test_the_batch_is_halved_once_and_stays_so(
@@ -101,6 +76,16 @@ def test_the_batch_is_halved_once_and_stays_so(
     expected = one_by_one(model, requests())
     torch.testing.assert_close(scores.log_likelihood, expected.log_likelihood, atol=1e-4, rtol=0)
     assert sum("Batches have at most 200 tokens from now on" in r.message for r in caplog.records) == 1
+
+
+def test_a_batch_that_is_smaller_than_it_might_be_is_halved_too(tiny: Callable[..., Any]) -> None:
+    model, tokenizer = tiny()
+    engine = Engine(tokenizer, CPU, 256, row_tokens=200)
+    compiled = engine.compile(requests())
+    with memory_for(model, 150, OUT_OF_MEMORY["device"]) as failed:
+        engine.score(model, compiled)
+    assert failed == [200]
+    assert engine.tokens_per_batch == 100
 
 
 def test_memory_that_runs_out_twice_fails_with_the_figures(tiny: Callable[..., Any]) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from harness_tasks import metrics_of, simple_evaluate, write_harness_tasks
 from model_cases import random_tailoring
+from scarce_memory import OUT_OF_MEMORY, memory_for
 from tailorlib_strategies.fitness import LMEval
-from test_faults import OUT_OF_MEMORY, memory_for
 
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.requests import TaskRequests

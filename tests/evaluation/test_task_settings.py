@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from harness_tasks import answers_of, metrics_of, simple_evaluate
+from jsonargparse import ArgumentParser
 from tailorlib_strategies.fitness import LMEval
 
+from tailorlib import Fitness
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.requests import TaskRequests
 from tailorlib.evaluation.tasks import TaskSettings
@@ -175,6 +177,31 @@ def test_metrics_that_cannot_count_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         LMEval(["tiny_last_word"], include_path=tasks, **settings).setup(Engine(tiny()[1], CPU, 250))
+
+
+def test_a_recipe_can_give_all_of_them(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("""
+fitness:
+  class_path: tailorlib_strategies.fitness.LMEval
+  init_args:
+    tasks:
+      - hellaswag
+      - {task: gsm8k, num_fewshot: 5, limit: 50, metric: "exact_match,flexible-extract"}
+      - {group: mine, task: [arc_easy, {task: piqa, num_fewshot: 0}]}
+    gen_kwargs: {max_gen_toks: 64, do_sample: false}
+    samples: {hellaswag: [0, 2]}
+    model_args: {add_bos_token: true}
+""")
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--fitness", type=Fitness)
+    fitness = parser.instantiate_classes(parser.parse_args(["--config", str(recipe)])).fitness
+    assert isinstance(fitness, LMEval)
+    assert fitness.names[0] == "hellaswag"
+    assert fitness.names[1]["limit"] == 50
+    assert fitness.names[2]["task"][1] == {"task": "piqa", "num_fewshot": 0}
+    assert fitness._settings["gen_kwargs"] == {"max_gen_toks": 64, "do_sample": False}
 
 
 def test_faults_of_settings_come_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from jsonargparse import ArgumentError
 from model_cases import plan
 from safetensors.torch import load_file
 
+from tailorlib import start
 from tailorlib.exceptions import ModelError, RecipeError, TailorError
 from tailorlib.export import export_model
 from tailorlib.export.command import export_command
@@ -134,6 +136,16 @@ def test_plugins_of_the_recipe_and_of_the_command_line_are_found(argv, folders, 
     first, second = ({"class_path": f"{name}ExportFamily", "init_args": init_args} for name in ("First", "Second"))
     assert export_command(argv(family=first, plugins=[str(tmp_path / "First.py")]))
     assert export_command(argv("--plugins", str(tmp_path / "Second.py"), "--overwrite", "true", family=second))
+
+
+def test_the_way_in_collects_garbage_again_after_its_imports(capsys):
+    try:
+        assert start.main(["--version"]) == 0
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+    assert capsys.readouterr().out.startswith("tailorlib ")
 
 
 def test_writing_a_model_imports_neither_lightning_nor_an_optimizer(argv):
