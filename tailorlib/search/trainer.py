@@ -191,7 +191,11 @@ class TailorTrainer(Trainer):
         rows = self._benchmark(model, best)
         if study.settings.export:
             with step(f"Model written to {study.directory / 'model'}"):
-                card = CardInfo(title=study.directory.name, scores=markdown_table(rows) if rows else {})
+                card = CardInfo(
+                    title=study.directory.name,
+                    scores=markdown_table(rows) if rows else {},
+                    recipe=model.recipe,
+                )
                 export_model(study.family, best.tailoring, study.directory / "model", card=card, overwrite=True)
         for logger in self.loggers:
             logger.finalize("success")

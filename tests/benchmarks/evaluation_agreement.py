@@ -160,17 +160,15 @@ class Comparison:
             )
         for name in self.args.tasks:
             with quiet_lm_eval():
-                yield (
-                    name,
-                    lm_eval.simple_evaluate(
-                        lm,
-                        tasks=[name],
-                        limit=self.args.questions,
-                        num_fewshot=5 if name == MMLU else None,
-                        task_manager=TaskManager(include_path=self.folder, include_defaults=False),
-                        bootstrap_iters=0,
-                    ),
+                results = lm_eval.simple_evaluate(
+                    lm,
+                    tasks=[name],
+                    limit=self.args.questions,
+                    num_fewshot=5 if name == MMLU else None,
+                    task_manager=TaskManager(include_path=self.folder, include_defaults=False),
+                    bootstrap_iters=0,
                 )
+            yield name, results
 
     def table(self) -> str:
         """Return the comparison so far as a Markdown table."""
