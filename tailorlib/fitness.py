@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from tailorlib.exceptions import EvaluationError, PluginError
 from tailorlib.registry import Registry
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tailorlib.evaluation.engine import Engine
+
+
+SampleResult = Any
+"""A model's result on one sample: plain data, as JSON can hold it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,14 @@ class Measurement:
 class Fitness(ABC):
     """Scores a live model. Higher is better.
 
-    Subclasses write :meth:`_setup` (tokenise once, check the data) and :meth:`_evaluate`.
+    A fitness is a list of samples in a fixed order: questions, windows of text. A model's result on a sample is
+    plain data and depends on nothing but the two; a measurement is made of the results of the first samples. So a
+    coarse measurement can be continued to a finer one, and samples can be shared out to devices.
+
+    A subclass writes :meth:`_setup` (tokenise once, check the data) and one of two things:
+
+    - :meth:`_evaluate`, if a model can only be scored as a whole: that is one sample;
+    - :attr:`num_samples`, :meth:`_score_samples` and :meth:`_summarise`.
     """
 
     _engine: Engine | None = None
@@ -65,16 +76,53 @@ class Fitness(ABC):
         self._engine = engine
         self._setup(engine)
 
-    def evaluate(self, model: PreTrainedModel) -> Measurement:
+    def evaluate(self, model: PreTrainedModel, samples: int | None = None) -> Measurement:
         """Score a live model.
 
         Args:
             model: A causal language model in evaluation mode, on the engine's device.
+            samples: How many of the samples to score, from the first; all by default.
 
         Raises:
             EvaluationError: If the score is NaN or infinite.
         """
-        measurement = self._evaluate(model)
+        return self.summarise(self.score_samples(model, range(self.num_samples if samples is None else samples)))
+
+    # -- Samples --------------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, after :meth:`setup`."""
+        return 1
+
+    @property
+    def min_samples(self) -> int:
+        """Least number of first samples that a measurement can be made of: each task has one of them."""
+        return 1
+
+    def score_samples(self, model: PreTrainedModel, samples: Sequence[int]) -> list[SampleResult]:
+        """Score a live model on some samples.
+
+        Args:
+            model: A causal language model in evaluation mode, on the engine's device.
+            samples: Numbers of the samples, each once, in any order.
+
+        Returns:
+            The results in the order asked for.
+        """
+        return self._score_samples(model, samples)
+
+    def summarise(self, results: Sequence[SampleResult]) -> Measurement:
+        """Make a measurement of the results of the first ``len(results)`` samples.
+
+        Raises:
+            EvaluationError: If there are less than :attr:`min_samples`, or the score is NaN or infinite.
+        """
+        if len(results) < self.min_samples:
+            raise EvaluationError(
+                f"{type(self).__name__} is measured on at least {self.min_samples} samples, got {len(results)}."
+            )
+        measurement = self._summarise(results)
         if not math.isfinite(measurement.score):
             bad = [k for k, v in measurement.metrics.items() if not math.isfinite(v)]
             raise EvaluationError(
@@ -82,6 +130,27 @@ class Fitness(ABC):
                 + (f" (not finite: {', '.join(bad)})." if bad else ".")
             )
         return measurement
+
+    def shards(self, samples: Sequence[int], number: int) -> list[list[int]]:
+        """Share samples out into at most ``number`` parts of about equal cost, none of them empty.
+
+        Samples that have much in common, such as few-shot examples, belong together.
+        """
+        parts = [list(samples[i::number]) for i in range(number)]
+        return [part for part in parts if part]
+
+    # -- The dense model ------------------------------------------------------------------------------------------
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether :meth:`observe_dense` has to be called before anything is scored."""
+        return False
+
+    def observe_dense(self, model: PreTrainedModel) -> None:
+        """Look at the live dense base model: for a fitness that compares a candidate's outputs with the base's.
+
+        It is called once per process, after :meth:`setup` and before anything is scored; nothing by default.
+        """
 
     def set_reference(self, dense: Measurement) -> Measurement:
         """Take note of the dense base model's measurement.
@@ -97,12 +166,22 @@ class Fitness(ABC):
         """Number of tokens that one evaluation runs through the model, after :meth:`setup`; 0 if unknown."""
         return 0
 
+    # -- What a subclass writes -----------------------------------------------------------------------------------
+
     def _setup(self, engine: Engine) -> None:
         """Compile the data; nothing by default."""
 
-    @abstractmethod
     def _evaluate(self, model: PreTrainedModel) -> Measurement:
-        """Score the model."""
+        """Score the model as a whole."""
+        raise PluginError(f"{type(self).__name__} writes _evaluate, or _score_samples and _summarise.")
+
+    def _score_samples(self, model: PreTrainedModel, samples: Sequence[int]) -> list[SampleResult]:
+        """Score some samples; by default there is one, the whole."""
+        return [asdict(self._evaluate(model)) for _ in samples]
+
+    def _summarise(self, results: Sequence[SampleResult]) -> Measurement:
+        """Make a measurement of the first samples' results."""
+        return Measurement(**results[0])
 
 
 FITNESS: Registry[Fitness] = Registry(Fitness, "tailorlib.fitness")
