@@ -317,6 +317,19 @@ class Tailoring:
         """A stable name of the candidate (SHA-256, hexadecimal): equal digests are equal models."""
         return _digest(self.to_dict())
 
+    @cached_property
+    def prefixes(self) -> tuple[str, ...]:
+        """Stable names of the embeddings and the first 0, 1, ... layers: equal names give equal hidden states."""
+        owner = self.embeddings
+        first: dict[str, Any] = {"embeddings": owner, "seed": None}
+        if isinstance(owner, PartPlan):
+            first = {"embeddings": owner.to_dict(), "seed": self.seed}
+        found = [_digest(first)]
+        for plan in self.layers:
+            seed = None if plan.is_selection else self.seed  # only what is computed depends on it
+            found.append(_digest({"below": found[-1], "layer": plan.digest, "seed": seed}))
+        return tuple(found)
+
 
 def models_of(owner: Owner) -> tuple[str, ...]:
     """Return the names of the models that a part outside the layers is read from."""

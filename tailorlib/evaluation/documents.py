@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tailorlib.evaluation.packing import Request
 
@@ -16,35 +17,61 @@ class Document:
     """A document whose right answer has a probability.
 
     Args:
-        requests: The engine's requests of each choice, or of the one target.
+        instances: The ``id`` of the lm-eval instance of each choice, or of the one target.
         lengths: Number of bytes of each choice (1 to leave its log-likelihood as it is); tokens of the target.
         gold: Positions of the right choices; empty for a plain target.
     """
 
-    requests: tuple[tuple[int, ...], ...]
+    instances: tuple[int, ...]
     lengths: tuple[int, ...]
     gold: tuple[int, ...]
 
-    def probability(self, log_likelihood: Sequence[float]) -> float:
+    @property
+    def has_margin(self) -> bool:
+        """Whether there are right choices and wrong ones."""
+        return 0 < len(self.gold) < len(self.instances)
+
+    def probability(self, log_likelihood: Mapping[int, float]) -> float:
         """Return the probability of the right choice among all of them, or of a token of the target.
 
         Args:
-            log_likelihood: Of every request of the engine, nats.
+            log_likelihood: Of each instance by its ``id``, nats.
         """
-        sums = np.array([sum(log_likelihood[i] for i in found) for found in self.requests])
-        scaled = sums / np.array(self.lengths)
+        scaled = self._scaled(log_likelihood)
         if not self.gold:
             return float(np.exp(scaled[0]))
-        # lengths in bytes put all choices on the scale of one byte; the mean length brings them back to one answer
-        scaled = scaled * np.mean(self.lengths)
         weights = np.exp(scaled - scaled.max())
         return float(weights[list(self.gold)].sum() / weights.sum())
+
+    def margin(self, log_likelihood: Mapping[int, float]) -> float:
+        """Return by how much the best right choice is likelier than the best wrong one, nats.
+
+        Positive if the model is right. Choices are normalised for their lengths as in :meth:`probability`.
+
+        Args:
+            log_likelihood: Of each instance by its ``id``, nats.
+
+        Raises:
+            ValueError: If not :attr:`has_margin`.
+        """
+        if not self.has_margin:
+            raise ValueError("A margin is between right choices and wrong ones; this document has one kind only.")
+        scaled = self._scaled(log_likelihood)
+        right = np.zeros(len(scaled), dtype=bool)
+        right[list(self.gold)] = True
+        return float(scaled[right].max() - scaled[~right].max())
+
+    def _scaled(self, log_likelihood: Mapping[int, float]) -> NDArray[np.float64]:
+        """Return the log-likelihood of each choice, or of a token of the target."""
+        scaled = np.array([log_likelihood[i] for i in self.instances]) / np.array(self.lengths)
+        # lengths in bytes put all choices on the scale of one byte; the mean length brings them back to one answer
+        return scaled * np.mean(self.lengths) if self.gold else scaled
 
 
 def documents_of(
     task: Any, of_instance: Mapping[int, tuple[int, ...]], requests: Sequence[Request], length_normalised: bool
-) -> list[Document]:
-    """Return the documents of a task that scores given answers.
+) -> dict[int, Document]:
+    """Return the documents of a task that scores given answers, by lm-eval's number of the document.
 
     Args:
         task: A task of lm-eval with its instances.
@@ -55,28 +82,26 @@ def documents_of(
     by_document: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_document.setdefault(instance.doc_id, []).append(instance)
-    found = []
-    for instances in by_document.values():
-        own = tuple(of_instance[id(instance)] for instance in sorted(instances, key=lambda i: int(i.idx)))
+    found = {}
+    for number, instances in by_document.items():
+        own = tuple(id(instance) for instance in sorted(instances, key=lambda i: int(i.idx)))
         if task.OUTPUT_TYPE == "multiple_choice":
             document = _choices(task, instances[0].doc, own, length_normalised)
             if document is not None:
-                found.append(document)
+                found[number] = document
         else:
-            tokens = sum(len(requests[i].continuation) for i in own[0])
-            found.append(Document(own[:1], (max(1, tokens),), ()))
+            tokens = sum(len(requests[i].continuation) for i in of_instance[own[0]])
+            found[number] = Document(own[:1], (max(1, tokens),), ())
     return found
 
 
-def chance(documents: Sequence[Document]) -> float | None:
+def chance(documents: Iterable[Document]) -> float | None:
     """Return the share of right choices, which a model that guesses reaches; ``None`` without choices."""
-    shares = [len(d.gold) / len(d.requests) for d in documents if d.gold]
+    shares = [len(d.gold) / len(d.instances) for d in documents if d.gold]
     return float(np.mean(shares)) if shares else None
 
 
-def _choices(
-    task: Any, doc: Any, requests: tuple[tuple[int, ...], ...], length_normalised: bool
-) -> Document | None:
+def _choices(task: Any, doc: Any, instances: tuple[int, ...], length_normalised: bool) -> Document | None:
     choices = task.doc_to_choice(doc)
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     golds = list(gold) if isinstance(gold, list | tuple) else [gold]
@@ -87,4 +112,4 @@ def _choices(
     # with the choices in the context every request scores the same text
     normalise = length_normalised and not task.multiple_input
     lengths = tuple(max(1, len(c.encode())) if normalise else 1 for c in choices)
-    return Document(requests[: len(choices)], lengths, tuple(golds))
+    return Document(instances[: len(choices)], lengths, tuple(golds))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from tailorlib.evaluation.faults import is_out_of_memory, memory_figure, release
 from tailorlib.evaluation.forward import OWN_ATTENTION, hidden_states
 from tailorlib.evaluation.packing import Layout, Plan, Request, plan
 from tailorlib.evaluation.scoring import LOGITS_PER_CHUNK, score_pairs
+from tailorlib.evaluation.states import Reuse, StateCache, Work, reusing, stride_for
 from tailorlib.exceptions import EvaluationError
 
 __all__ = ["CompiledRequests", "Engine", "Request", "Scores", "supports_packing"]
@@ -97,6 +99,8 @@ class Engine:
         packing: Whether shared prefixes may be computed once.
         layout: How packed requests run; by default ``single`` on a CPU, where many small attentions are as fast
             as a large one, and ``rows`` elsewhere.
+        state_bytes: Bytes for hidden states that are kept between candidates, on the device.
+        host_state_bytes: The same on the host, for what has no room on the device.
     """
 
     TOKENS_PER_BATCH: ClassVar[int] = 4096
@@ -112,6 +116,8 @@ class Engine:
         row_tokens: int | None = None,
         packing: bool = True,
         layout: Layout | None = None,
+        state_bytes: int = 0,
+        host_state_bytes: int = 0,
     ) -> None:
         if min(max_length, tokens_per_batch, 1 if row_tokens is None else row_tokens) < 1:
             raise ValueError(
@@ -125,6 +131,10 @@ class Engine:
             self.layout = "plain"
         self._halved, self._logits_per_chunk = False, LOGITS_PER_CHUNK
         self._unpacked: set[str] = set()
+        self.states = StateCache(self.device, state_bytes, host_state_bytes)
+        self._footprint = 0
+        self.work = Work()
+        """What all candidates took so far that were scored inside :meth:`reusing`."""
 
     def compile(self, requests: Sequence[Request]) -> CompiledRequests:
         """Lay requests out in batches, once per study.
@@ -144,6 +154,27 @@ class Engine:
             )
 
         return CompiledRequests(requests, build, self.layout)
+
+    @contextmanager
+    def reusing(
+        self, model: PreTrainedModel, prefixes: Sequence[str], needed: Iterable[str] = ()
+    ) -> Iterator[None]:
+        """Inside the ``with`` block, layers don't run whose output is known from an earlier candidate.
+
+        Args:
+            model: The live model.
+            prefixes: Names of what its hidden states depend on after 0, 1, ... layers
+                (:attr:`tailorlib.tailoring.Tailoring.prefixes`).
+            needed: Those of them that a later candidate is known to share.
+        """
+        stride = stride_for(len(prefixes) - 1, self._footprint, self.states.budget)
+        reuse = Reuse(self.states, prefixes, needed, stride)
+        try:
+            with reusing(model, reuse):
+                yield
+        finally:
+            self._footprint = max(self._footprint, sum(reuse.footprint.values()))
+            self.work += reuse.work
 
     @torch.inference_mode()
     def score(self, model: PreTrainedModel, compiled: CompiledRequests) -> Scores:
@@ -190,6 +221,7 @@ class Engine:
         half = self.tokens_per_batch // 2
         self._halved, self.tokens_per_batch = True, max(1, half if half < largest else largest // 2)
         self._logits_per_chunk //= 2
+        self.states.clear()  # they belong to batches that are laid out anew
         _log.warning("%s Batches have at most %d tokens from now on.", figure, self.tokens_per_batch)
         release_memory(self.device)
         return None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tailorlib.evaluation.forward import decoder_layers
+from tailorlib.evaluation.states import reusing
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -52,7 +53,8 @@ def where_it_breaks(model: PreTrainedModel, run: Callable[[], Tensor]) -> str:
     handles = [layer.register_forward_hook(after(i)) for i, layer in enumerate(layers)]
     handles.append(layers[0].register_forward_pre_hook(before, with_kwargs=True))
     try:
-        look("the final norm", run())
+        with reusing(model, None):
+            look("the final norm", run())
     finally:
         for handle in handles:
             handle.remove()

@@ -13,13 +13,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from tailorlib.evaluation.attention import attention_by, dense_mask, tree_attention
 from tailorlib.evaluation.packing import Batch
+from tailorlib.evaluation.states import reuse_of, spliced
 
 OWN_ATTENTION = frozenset({"falcon"})
 """Model types whose attention can't be replaced from outside; they take a mask."""
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Run the decoder without the head.
+    """Run the decoder without the head; layers whose output is known (see :mod:`.states`) don't run.
 
     Args:
         model: A live causal language model; if the batch is packed, one that
@@ -29,6 +30,17 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     Returns:
         Hidden states after the final norm, [rows * length, hidden].
     """
+    layers, reuse = decoder_layers(model), reuse_of(model)
+    if reuse is None:
+        return _run(model, batch, len(layers))
+    splice = reuse.splice(batch.serial)
+    with spliced(layers, splice):
+        states = _run(model, batch, len(layers) - splice.start)
+    reuse.keep(batch.serial, batch.input_ids.numel(), splice)
+    return states
+
+
+def _run(model: PreTrainedModel, batch: Batch, layers: int) -> Tensor:
     decoder = model.get_decoder()
     if batch.position_ids is None or batch.last is None:
         output = decoder(input_ids=batch.input_ids, use_cache=False)
@@ -39,7 +51,7 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
         )
     else:
         tree = tree_attention(batch.position_ids, batch.last, batch.blocks)
-        with attention_by(tree, model.config, len(decoder_layers(model))) as arguments:
+        with attention_by(tree, model.config, layers) as arguments:
             output = decoder(input_ids=batch.input_ids, use_cache=False, **arguments)
     states: Tensor = output.last_hidden_state
     return states.flatten(0, 1)

@@ -11,6 +11,7 @@ which tokens don't see each other; ``rows``, several rows of about one length; `
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +69,7 @@ class Batch:
         first_pair: Index of the first pair of each scored position, and the number of pairs, [scored + 1], on the
             CPU.
         blocks: Which stretches of a single row attend together; ``None`` in other layouts.
+        serial: Number of the batch in this process: no two batches share one.
     """
 
     input_ids: Tensor
@@ -79,6 +81,7 @@ class Batch:
     pair_request: Tensor
     first_pair: Tensor
     blocks: tuple[Block, ...] | None = None
+    serial: int = field(default_factory=itertools.count().__next__)
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ def _find_runs(
     previous: TokenIds = ()
     for i in order:
         sequence = inputs[i]
-        shared = _shared_prefix(previous, sequence) if runs else 0
+        shared = shared_prefix(previous, sequence) if runs else 0
         added = len(sequence) - shared
         if layout != "plain":
             limit = max(row_tokens, min(tokens_per_batch, _WORTH_GROWING[layout](shared)))
@@ -241,7 +244,7 @@ def _row(group: Sequence[int], requests: Sequence[Request], inputs: Sequence[Tok
     row = _Row()
     previous: TokenIds = ()
     for i in group:
-        row.add(inputs[i], _shared_prefix(previous, inputs[i]))
+        row.add(inputs[i], shared_prefix(previous, inputs[i]))
         row.score(i, len(inputs[i]), requests[i].continuation)
         previous = inputs[i]
     return row
@@ -261,7 +264,8 @@ def _split(rows: Sequence[_Row], tokens_per_batch: int) -> Iterator[Sequence[_Ro
         start = stop
 
 
-def _shared_prefix(a: TokenIds, b: TokenIds) -> int:
+def shared_prefix(a: TokenIds, b: TokenIds) -> int:
+    """Return the number of tokens that two sequences begin with alike."""
     limit = min(len(a), len(b))
     if a[:limit] == b[:limit]:
         return limit
