@@ -83,10 +83,10 @@ def missing_sections(given: Iterable[str], needed: Iterable[str] = REQUIRED) -> 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved recipe that decides the trials."""
     study = config.get("study") or {}
-    return {
-        **{key: config.get(key) for key in IDENTITY},
-        "study": {key: study.get(key) for key in ("seed", "batch_size", "max_length")},
-    }
+    own = {key: study.get(key) for key in ("seed", "batch_size", "max_length")}
+    if study.get("shards", 1) != 1:
+        own["shards"] = study["shards"]
+    return {**{key: config.get(key) for key in IDENTITY}, "study": own}
 
 
 def clean_message(message: str) -> str:

@@ -26,6 +26,8 @@ class Trial:
         fitness: The score, higher is better; ``None`` if the trial failed.
         metrics: Every figure that the fitness reported, by name.
         seconds: Wall time of stitching and evaluation.
+        costs: What it took, by name: ``tokens``; ``layers_run`` and ``layers_reused``, the mean over its tokens;
+            ``merges`` and ``merges_reused``.
         origin: Who proposed it: ``"optimizer"``, or the name of a warm start.
         reason: Why the trial failed.
     """
@@ -37,6 +39,7 @@ class Trial:
     fitness: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    costs: Mapping[str, float] = field(default_factory=dict)
     origin: str = "optimizer"
     reason: str | None = None
 
@@ -56,6 +59,7 @@ class Trial:
             "fitness": self.fitness,
             "metrics": dict(self.metrics),
             "seconds": round(self.seconds, 4),
+            "costs": {k: round(v, 4) for k, v in self.costs.items()},
             "origin": self.origin,
             "reason": self.reason,
             "params": {k: list(v) if isinstance(v, tuple) else v for k, v in self.params.items()},
@@ -78,6 +82,7 @@ class Trial:
                 fitness=None if data["fitness"] is None else float(data["fitness"]),
                 metrics={str(k): float(v) for k, v in data["metrics"].items()},
                 seconds=float(data["seconds"]),
+                costs={str(k): float(v) for k, v in data.get("costs", {}).items()},
                 origin=str(data["origin"]),
                 reason=data["reason"],
             )

@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from tailorlib.exceptions import EvaluationError
+
 Key = tuple[int, str]
 """A batch's serial number, and the name of the layers that it ran through."""
 
@@ -82,7 +84,16 @@ class StateCache:
         return None if states is None else states.to(self.device, non_blocking=True)
 
     def put(self, key: Key, states: Tensor) -> None:
-        """Keep states, and drop others until the budgets hold."""
+        """Keep states, and drop others until the budgets hold.
+
+        Raises:
+            EvaluationError: If these alone exceed both budgets.
+        """
+        if states.nbytes > max(self.near.budget, self.far.budget):
+            raise EvaluationError(
+                f"The prefix cache has room for one batch at least: {states.nbytes / 2**20:.2f} MiB; it has "
+                f"{self.budget / 2**20:.2f} MiB. Raise study.prefix_cache_mib, or set it to 0 to keep nothing."
+            )
         for dropped, tensor in self.near.put(key, states, key[1] in self._protected):
             if tensor.nbytes <= self.far.budget and dropped not in self.far:
                 self.far.put(dropped, _on_host(tensor), dropped[1] in self._protected)
@@ -142,6 +153,8 @@ class Reuse:
 
     def wants(self, depth: int) -> bool:
         """Say whether the states behind so many layers are worth keeping; all layers leave nothing to save."""
+        if not self.cache.budget:
+            return False
         if not 0 < depth < len(self.prefixes) - 1:
             return depth == len(self.prefixes) - 1 and self.prefixes[depth] in self.needed
         return depth % self.stride == 0 or self.prefixes[depth] in self.needed

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 import platform
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import EvaluationError, JournalError, PluginError, TailorError
+from tailorlib.exceptions import EvaluationError, JournalError, PluginError
 from tailorlib.files import write_text
 from tailorlib.fitness import Measurement
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
+from tailorlib.search.evaluator import Evaluator, Outcome, Part
+from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.search.proposer import Proposal, Proposer, Replay
 from tailorlib.search.study import Study
-from tailorlib.tailoring import BASE, Tailoring
+from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial, incumbent
 
 
@@ -32,8 +31,8 @@ class SearchModule(LightningModule):
     """Searches for the fittest tailoring.
 
     One training step is one batch of trials. Every rank runs the same optimizer on the same results, so all
-    ranks know every proposal without asking anyone; rank ``r`` evaluates the candidates ``r, r + W, ...`` of a
-    batch, and rank 0 keeps the journal.
+    ranks know every proposal without asking anyone; they share the work on a batch
+    (:class:`~tailorlib.search.evaluator.Evaluator`), and rank 0 keeps the journal.
 
     Args:
         study: What to search.
@@ -90,6 +89,9 @@ class SearchModule(LightningModule):
             self._journal = self._reopen()
         self._load_family(device)
         recorded = self._open_journal()
+        world = self.trainer.world_size
+        self._evaluator = Evaluator(study, self.engine, rank=self.global_rank, ranks=world, folder=study.directory)
+        self._evaluator.recover(self._recover_pending(world))
         self._measure_dense()
         self._proposer = Proposer(study.space, study.optimizer, self._warm_starts(), study.settings.seed)
         self._replay = Replay(recorded)
@@ -113,12 +115,16 @@ class SearchModule(LightningModule):
         first, settings = len(self.trials), self.study.settings
         proposals = self._proposer.propose(min(settings.batch_size, settings.trials - first))
         recorded = [self._replay.lookup(first + i, p) for i, p in enumerate(proposals)]
-        mine = range(self.global_rank, len(proposals), self.trainer.world_size)
-        done = {i: self._run(first + i, proposals[i]) for i in mine if recorded[i] is None}
-        done = _gather(done)
-        finished = [trial if trial is not None else done[i] for i, trial in enumerate(recorded)]
+        new = [p.tailoring for p, trial in zip(proposals, recorded, strict=True) if trial is None]
+        best = self.incumbent
+        done = iter(self._evaluator.evaluate(new, None if best is None else best.tailoring))
+        finished = [
+            trial if trial is not None else _trial(first + i, proposals[i], next(done))
+            for i, trial in enumerate(recorded)
+        ]
         for trial in finished:
             self._finish(trial)
+        self._evaluator.settle()
         self._proposer.tell(finished)
         if not finished and len(self.trials) < settings.trials:
             self._stop(f"the optimizer proposes nothing new after {len(self.trials)} trials")
@@ -132,42 +138,13 @@ class SearchModule(LightningModule):
 
     # -- One trial ------------------------------------------------------------------------------------------------
 
-    def _run(self, number: int, proposal: Proposal) -> Trial:
-        start = time.perf_counter()
-        fitness, metrics, reason = None, {}, None
-        try:
-            measurement = self.measure(proposal.tailoring)
-            fitness, metrics = measurement.score, {**measurement.metrics, **_parts(measurement)}
-        except (
-            Exception
-        ) as error:  # one bad candidate must not end a study of hours: it is recorded with its reason
-            reason = str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
-        return Trial(
-            number=number,
-            params=proposal.params,
-            tailoring=proposal.tailoring,
-            state="complete" if reason is None else "failed",
-            fitness=fitness,
-            metrics=metrics,
-            seconds=time.perf_counter() - start,
-            origin=proposal.origin,
-            reason=reason,
-        )
-
-    def measure(self, tailoring: Tailoring) -> Measurement:
-        """Stitch a tailoring and score it with the search's fitness."""
-        return self.study.fitness.evaluate(self.stitch(tailoring))
-
-    def stitch(self, tailoring: Tailoring) -> PreTrainedModel:
-        """Return the live model of a tailoring, valid until the next one is stitched."""
-        return self.study.family.stitch(tailoring)
-
     def _finish(self, trial: Trial) -> None:
         if self._journal is not None and trial.number == len(self._journal.trials):
             self._journal.append(trial)
         self.trials.append(trial)
         best = self.incumbent
         figures = {"seconds": trial.seconds, **trial.metrics}
+        figures |= {f"costs/{name}": value for name, value in trial.costs.items()}
         if trial.fitness is not None:
             figures["fitness"] = trial.fitness
         if best is not None and best.fitness is not None:
@@ -228,11 +205,18 @@ class SearchModule(LightningModule):
         trials, self.dense = self.trainer.strategy.broadcast((trials, self.dense))
         return trials
 
+    def _recover_pending(self, ranks: int) -> list[Part]:
+        found: list[Part] = []
+        if self.global_rank == 0:
+            found = list(read_pending(self.study.directory)) if self.resume else []
+            drop_pending(self.study.directory, ranks if self.resume else 0)
+        return self.trainer.strategy.broadcast(found)
+
     def _measure_dense(self) -> None:
+        self.study.observe_dense()
         if self.dense is None:
             with step("Dense base model measured"):
-                self.dense = self.measure(Tailoring.whole(BASE, self.study.family.layout.num_layers))
-            self.dense = self.trainer.strategy.broadcast(self.dense)
+                self.dense = self._evaluator.measure(self.study.dense)
             if self._journal is not None:
                 self._journal.set_dense(self.dense)
         self.dense = self.study.fitness.set_reference(self.dense)
@@ -257,14 +241,22 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+def _trial(number: int, proposal: Proposal, outcome: Outcome) -> Trial:
+    found = outcome.measurement
+    failed = isinstance(found, str)
+    return Trial(
+        number=number,
+        params=proposal.params,
+        tailoring=proposal.tailoring,
+        state="failed" if failed else "complete",
+        fitness=None if isinstance(found, str) else found.score,
+        metrics={} if isinstance(found, str) else {**found.metrics, **_parts(found)},
+        seconds=outcome.seconds,
+        costs=outcome.costs,
+        origin=proposal.origin,
+        reason=found if isinstance(found, str) else None,
+    )
+
+
 def _parts(measurement: Measurement) -> dict[str, float]:
     return {f"{name}/score": score for name, score in measurement.parts.items()}
-
-
-def _gather(done: dict[int, Trial]) -> dict[int, Trial]:
-    """Return the trials of all ranks."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return done
-    everyone: list[dict[int, Trial]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, done)
-    return {number: trial for part in everyone for number, trial in part.items()}

@@ -17,6 +17,7 @@ from tailorlib.fitness import Fitness
 from tailorlib.models.family import ModelFamily
 from tailorlib.optimizer import Optimizer
 from tailorlib.search_space import SearchSpace
+from tailorlib.tailoring import BASE, Tailoring
 from tailorlib.warm_start import WarmStart, WarmStartContext
 
 
@@ -30,10 +31,16 @@ class StudySettings:
         seed: Seed of the optimizer and of every random mask.
         batch_size: Candidates asked for before any of them is told. With several devices they are evaluated
             side by side; any number of devices gives the same trials for the same batch size.
-        existing: What to do with an earlier study in the folder: ``refuse``, or ``archive`` (rename it).
+        existing: What to do with an earlier study in the folder: ``refuse``, ``archive`` (rename it), or
+            ``resume`` (go on with it, if there is one: for schedulers that start a job again).
         export: Write the best model to ``DIRECTORY/model`` at the end.
         max_length: Longest sequence in tokens, as long as the model allows by default.
         tokens_per_batch: Tokens per forward pass; lower it when memory runs out.
+        shards: Parts that the samples of a candidate are cut into, for several devices to work on one candidate.
+            The last digits of a fitness depend on it; the number of devices changes nothing.
+        prefix_cache_mib: Memory on the device for hidden states that candidates with the same lower layers share,
+            in MiB; 0 to keep none.
+        host_prefix_cache_mib: The same in the host's memory, for what has no room on an accelerator.
         max_failures: Stop when that many trials in a row fail.
 
     Raises:
@@ -44,14 +51,18 @@ class StudySettings:
     trials: int = 100
     seed: int = 0
     batch_size: int = 1
-    existing: Literal["refuse", "archive"] = "refuse"
+    existing: Literal["refuse", "archive", "resume"] = "refuse"
     export: bool = True
     max_length: int | None = None
     tokens_per_batch: int = 4096
+    shards: int = 1
+    prefix_cache_mib: int = 1024
+    host_prefix_cache_mib: int = 4096
     max_failures: int = 10
 
     def __post_init__(self) -> None:
-        low = {"trials": 1, "seed": 0, "batch_size": 1, "tokens_per_batch": 1, "max_failures": 1}
+        low = {"trials": 1, "seed": 0, "batch_size": 1, "tokens_per_batch": 1, "max_failures": 1, "shards": 1}
+        low |= {"prefix_cache_mib": 0, "host_prefix_cache_mib": 0}
         faults = [
             f"study.{k} is at least {v}, got {getattr(self, k)}." for k, v in low.items() if getattr(self, k) < v
         ]
@@ -128,6 +139,18 @@ class Study:
             raise RecipeError(faults)
         return engine
 
+    @property
+    def dense(self) -> Tailoring:
+        """The base model, whole."""
+        return Tailoring.whole(BASE, self.family.layout.num_layers)
+
+    def observe_dense(self) -> None:
+        """Show the dense base model to every fitness that compares with it; the family is loaded."""
+        for fitness in (self.fitness, self.benchmark.fitness):
+            if fitness is not None and fitness.needs_dense:
+                with step("Outputs of the dense base model recorded"):
+                    fitness.observe_dense(self.family.stitch(self.dense))
+
     def context(self, engine: Engine) -> WarmStartContext:
         """Return what warm starts may look at."""
         return WarmStartContext(self.family, self.space, engine, self.settings.seed)
@@ -139,6 +162,8 @@ class Study:
             device=device,
             max_length=min(self.settings.max_length or longest, longest),
             tokens_per_batch=self.settings.tokens_per_batch,
+            state_bytes=self.settings.prefix_cache_mib << 20,
+            host_state_bytes=0 if device.type == "cpu" else self.settings.host_prefix_cache_mib << 20,
         )
 
 

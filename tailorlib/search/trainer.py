@@ -30,7 +30,6 @@ from tailorlib.search.module import SearchModule, recorded_dtype
 from tailorlib.search.plan import plan_table
 from tailorlib.search.progress import SearchProgress
 from tailorlib.search.study import Study
-from tailorlib.tailoring import BASE, Tailoring
 from tailorlib.trial import Trial
 
 
@@ -54,7 +53,10 @@ class TailorTrainer(Trainer):
             model: The search.
             resume: A run folder to continue; without --config its own recipe is used.
         """
-        if resume is None and model.study.settings.existing == "refuse":
+        existing = model.study.settings.existing
+        if existing == "resume" and (model.study.directory / FILE_NAME).exists():
+            resume, model.resume = str(model.study.directory), True
+        if resume is None and existing == "refuse":
             _refuse_occupied(model.study)
         model.prepare(self.strategy.root_device)
         if resume is None:
@@ -168,8 +170,8 @@ class TailorTrainer(Trainer):
         engine = study.prepare(self.strategy.root_device)
         with step("Model family loaded"):
             study.family.load(self.strategy.root_device)
-        layers = study.family.layout.num_layers
-        dense = study.fitness.evaluate(study.family.stitch(Tailoring.whole(BASE, layers)))
+        study.observe_dense()
+        dense = study.fitness.evaluate(study.family.stitch(study.dense))
         study.fitness.set_reference(dense)
         return engine
 

@@ -118,12 +118,13 @@ def test_the_least_recently_used_states_go_first_and_protected_ones_last() -> No
     assert cache.nbytes == 3 * states[0].nbytes
 
 
-def test_a_state_beyond_the_budget_is_not_kept_and_drops_nothing() -> None:
-    small, large = torch.zeros(16), torch.zeros(1024)
+def test_a_budget_without_room_for_one_batch_is_refused_with_what_it_takes() -> None:
+    small, large = torch.zeros(2**18), torch.zeros(2**19)
     cache = StateCache(CPU, small.nbytes)
     cache.put((0, "p"), small)
-    cache.put((1, "p"), large)
-    assert (0, "p") in cache and (1, "p") not in cache
+    with pytest.raises(EvaluationError, match=r"one batch at least: 2\.00 MiB; it has 1\.00 MiB\. Raise"):
+        cache.put((1, "p"), large)
+    assert (0, "p") in cache
 
 
 def test_what_leaves_the_device_goes_to_the_host() -> None:

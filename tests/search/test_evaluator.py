@@ -1,0 +1,193 @@
+"""Batches of candidates: shared out, in an order that saves layers, with nothing lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tailorlib_strategies.fitness import Perplexity
+from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
+from tailorlib_strategies.optimizers import RandomSearch
+from tailorlib_strategies.search_spaces import PruningSpace
+from tailorlib_strategies.texts import PlainText
+
+from tailorlib.models.family import ModelFamily
+from tailorlib.search.evaluator import Evaluator, Part
+from tailorlib.search.pending import drop_pending, read_pending
+from tailorlib.search.study import Study, StudySettings
+from tailorlib.seeding import numpy_generator
+from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring
+
+CPU = torch.device("cpu")
+TEXT = "The quick brown fox jumps over the lazy dog. Anna has 3 apples and buys 4 more. " * 12
+Make = Callable[..., Evaluator]
+
+
+@pytest.fixture
+def make(tmp_path: Path, family_folder: Path) -> Make:
+    """Return a function that makes an evaluator of its own engine and family."""
+
+    def make(rank: int = 0, ranks: int = 1, folder: Path | None = None, **settings: Any) -> Evaluator:
+        (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+        study = Study(
+            family=ModelFamily(
+                str(family_folder / "base"), {n: str(family_folder / n) for n in "ab"}, dtype="float32"
+            ),
+            space=PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic()]),
+            optimizer=RandomSearch(),
+            fitness=Perplexity(PlainText(str(tmp_path / "text.txt")), context_length=16, max_tokens=None),
+            settings=StudySettings(**settings),
+        )
+        engine = study.prepare(CPU)
+        study.family.load(CPU)
+        return Evaluator(study, engine, rank=rank, ranks=ranks, folder=folder)
+
+    return make
+
+
+def candidates(evaluator: Evaluator, count: int = 6) -> list[Tailoring]:
+    space, rng = evaluator.study.space, numpy_generator("evaluator")
+    found = {t.digest: t for t in (space.decode(space.sample(rng)) for _ in range(2 * count))}
+    return list(found.values())[:count]
+
+
+def scores(evaluator: Evaluator, tailorings: Sequence[Tailoring]) -> list[float]:
+    return [outcome.measurement.score for outcome in evaluator.evaluate(tailorings)]  # type: ignore[union-attr]
+
+
+def by_hand(evaluator: Evaluator, tailorings: Sequence[Tailoring]) -> list[float]:
+    study = evaluator.study
+    return [study.fitness.evaluate(study.family.stitch(t)).score for t in tailorings]
+
+
+def test_a_batch_scores_as_each_candidate_alone(make: Make) -> None:
+    evaluator = make()
+    batch = candidates(evaluator)
+    assert scores(evaluator, batch) == by_hand(make(prefix_cache_mib=0), batch)
+
+
+def test_shards_change_the_last_digits_at_most(make: Make) -> None:
+    evaluator = make(shards=4)
+    assert len(evaluator._shards) == 4
+    batch = candidates(evaluator)
+    assert scores(evaluator, batch) == pytest.approx(by_hand(make(), batch), rel=1e-6)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_ranks_share_the_work_and_each_piece_is_done_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    evaluators = [make(rank, 2, shards=shards) for rank in range(2)]
+    batch = candidates(evaluators[0], 5)
+    alone = scores(make(shards=shards), batch)
+    done: list[list[Part]] = []
+    for evaluator in evaluators:  # what the ranks would do side by side
+        with monkeypatch.context() as patch:
+            patch.setattr("tailorlib.search.evaluator._gather", lambda parts: done.append(parts) or parts)
+            with pytest.raises(KeyError):
+                evaluator.evaluate(batch)
+    pieces = [(part.digest, part.shard) for parts in done for part in parts]
+    assert len(pieces) == len(set(pieces)) == 5 * shards
+    assert abs(len(done[0]) - len(done[1])) <= 1
+    monkeypatch.setattr("tailorlib.search.evaluator._gather", lambda _: [p for parts in done for p in parts])
+    assert scores(make(0, 2, shards=shards), batch) == alone
+
+
+def test_a_batch_runs_shared_layers_once(make: Make) -> None:
+    """Whatever the stride, a batch computes each node of its tree of prefixes once."""
+    evaluator = make()
+    selected = [LayerPlan((LayerSource(BASE, i),)) for i in range(6)]
+    batch = [Tailoring((*selected[:k], LayerPlan((LayerSource("a", k),)))) for k in (5, 1, 3, 4)]
+    evaluator.engine._footprint = 10**12  # nothing is kept on mere suspicion
+    outcomes = evaluator.evaluate(batch)
+    nodes = {name for tailoring in batch for name in tailoring.prefixes[1:]}
+    assert sum(o.costs["layers_run"] for o in outcomes) == len(nodes)
+    assert sum(o.costs["layers_run"] + o.costs["layers_reused"] for o in outcomes) == sum(
+        len(t.layers) for t in batch
+    )
+
+
+def test_the_best_candidates_states_outlast_the_others(make: Make) -> None:
+    evaluator = make(prefix_cache_mib=1)
+    batch = candidates(evaluator, 8)
+    best = batch[0]
+    (first,) = evaluator.evaluate([best])
+    states = evaluator.engine.states
+    kept = states.near.nbytes
+    assert first.costs["layers_reused"] == 0 and kept
+    states.near.budget = 2 * kept
+    for other in batch[1:]:
+        evaluator.evaluate([other], best)
+    changed = Tailoring((*best.layers[:-1], LayerPlan((LayerSource("b", 5),))))
+    (again,) = evaluator.evaluate([changed], best)
+    assert again.costs["layers_run"] == 1
+
+
+def test_what_was_done_of_an_interrupted_batch_is_not_done_again(make: Make, tmp_path: Path) -> None:
+    expected = scores(make(shards=2), batch := candidates(make(), 4))
+    interrupted = make(folder=tmp_path, shards=2)
+    work = interrupted._score
+    done: list[Part] = []
+
+    def score(*args: Any) -> Part:
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(work(*args))
+        return done[-1]
+
+    interrupted._score = score  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.evaluate(batch)
+    file = tmp_path / "pending.0.jsonl"
+    with file.open("a", encoding="utf-8") as torn:
+        torn.write('{"digest": "')
+    (tmp_path / "pending.7.jsonl").write_text("")  # of a run with more ranks
+    parts = list(read_pending(tmp_path))
+    assert parts == done
+    resumed = make(folder=tmp_path, shards=2)
+    resumed.recover(parts)
+    again: list[Part] = []
+    resume_work = resumed._score
+    resumed._score = lambda *args: again.append(resume_work(*args)) or again[-1]  # type: ignore[method-assign,func-returns-value]
+    assert scores(resumed, batch) == expected
+    assert len(again) == 3
+    resumed.settle()
+    drop_pending(tmp_path, 1)
+    assert not list(tmp_path.glob("pending.*"))
+
+
+def test_one_candidate_on_one_shard_leaves_no_file(make: Make, tmp_path: Path) -> None:
+    evaluator = make(folder=tmp_path)
+    evaluator.evaluate(candidates(evaluator, 1))
+    assert not list(tmp_path.glob("pending.*"))
+
+
+def test_a_rank_that_fails_fails_the_candidate_with_its_reason(make: Make) -> None:
+    evaluator = make(1, 2, shards=2)
+    batch = candidates(evaluator, 2)
+    stitch = evaluator.study.family.stitch
+
+    def fail(tailoring: Tailoring) -> Any:
+        if tailoring == batch[0]:
+            raise RuntimeError("the device is gone")
+        return stitch(tailoring)
+
+    evaluator.study.family.stitch = fail  # type: ignore[method-assign]
+    (part,) = [p for p in evaluator._work([(t, 0) for t in batch], None) if isinstance(p.results, str)]
+    assert (part.digest, part.results) == (batch[0].digest, "RuntimeError: the device is gone (rank 1)")
+    whole = make(shards=2)
+    good = [p for t in batch for p in whole._work([(t, 0), (t, 1)], None)]
+    whole.recover([part, *(p for p in good if (p.digest, p.shard) != (part.digest, 0))])
+    failed, fine = whole.evaluate(batch)
+    assert failed.measurement == part.results
+    assert not isinstance(fine.measurement, str)
+
+
+def test_parts_survive_json(make: Make) -> None:
+    evaluator = make(shards=2)
+    for part in evaluator._work([(t, 1) for t in candidates(evaluator, 2)], None):
+        assert Part.from_dict(json.loads(json.dumps(part.to_dict()))) == part
