@@ -27,7 +27,7 @@ class Trial:
         metrics: Every figure that the fitness reported, by name.
         seconds: Wall time of stitching and evaluation.
         costs: What it took, by name: ``tokens``; ``layers_run`` and ``layers_reused``, the mean over its tokens;
-            ``merges`` and ``merges_reused``.
+            ``merges`` and ``merges_reused``; ``prefix_cache_mib`` and ``merge_cache_mib`` held afterwards.
         origin: Who proposed it: ``"optimizer"``, or the name of a warm start.
         reason: Why the trial failed.
     """
@@ -42,6 +42,12 @@ class Trial:
     costs: Mapping[str, float] = field(default_factory=dict)
     origin: str = "optimizer"
     reason: str | None = None
+
+    @property
+    def reused_layers(self) -> float:
+        """Share of the layers that didn't have to run, in [0, 1]."""
+        reused = self.costs.get("layers_reused", 0.0)
+        return reused / max(1e-9, reused + self.costs.get("layers_run", 0.0))
 
     @property
     def loss(self) -> float:

@@ -57,6 +57,8 @@ def summary_facts(trials: Sequence[Trial], dense_fitness: float | None, seconds:
     spent = [t.seconds for t in _distinct(trials) if t.state == "complete"]
     each = f"; median {median(spent):.2f} s a trial" if spent else ""
     facts["time"] = f"{_duration(seconds)}{each}"
+    if any(t.costs for t in trials):
+        facts["reused"] = _reused(trials)
     return facts
 
 
@@ -95,6 +97,23 @@ def _counts(trials: Sequence[Trial]) -> str:
     repeated = duplicates(trials)
     text = f"{complete} complete, {len(trials) - complete} failed"
     return f"{text}; {repeated} of them repeat an earlier tailoring" if repeated else text
+
+
+def _reused(trials: Sequence[Trial]) -> str:
+    """Say what the caches saved, and how large they were at most."""
+
+    def total(name: str) -> float:
+        return sum(t.costs.get(name, 0.0) for t in trials)
+
+    def most(name: str) -> str:
+        return f"{max(t.costs.get(name, 0.0) for t in trials):.0f} MiB"
+
+    layers, merges = total("layers_reused"), total("merges_reused")
+    text = f"{layers / max(1e-9, layers + total('layers_run')):.0%} of layers ({most('prefix_cache_mib')})"
+    if merges + total("merges"):
+        share = merges / (merges + total("merges"))
+        text += f", {share:.0%} of merged layers ({most('merge_cache_mib')})"
+    return text
 
 
 def _duration(seconds: float) -> str:

@@ -32,6 +32,7 @@ class Part:
         seconds: Wall time of stitching and scoring.
         work: Layers that ran and that didn't have to.
         merges: Layers that were merged, and merged layers that were there already.
+        held: Bytes of hidden states and of merged layers in the caches, afterwards.
     """
 
     digest: str
@@ -41,6 +42,7 @@ class Part:
     seconds: float = 0.0
     work: Work = field(default_factory=Work)
     merges: tuple[int, int] = (0, 0)
+    held: tuple[int, int] = (0, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -49,7 +51,8 @@ class Part:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Part:
         """Rebuild a part from :meth:`to_dict`."""
-        return cls(**{**data, "work": Work(**data["work"]), "merges": tuple(data["merges"])})
+        pairs = {name: tuple(data[name]) for name in ("merges", "held")}
+        return cls(**{**data, "work": Work(**data["work"]), **pairs})
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Outcome:
         measurement: What the fitness found, or the reason why nothing.
         seconds: Wall time: that of the rank which worked on it longest.
         costs: What it took, by name: ``tokens``; ``layers_run`` and ``layers_reused`` of each token's way through
-            the model; ``merges`` made and ``merges_reused``.
+            the model; ``merges`` made and ``merges_reused``; ``prefix_cache_mib`` and ``merge_cache_mib`` held by
+            the rank that holds most.
     """
 
     measurement: Measurement | str
@@ -141,8 +145,8 @@ class Evaluator:
             yield self._score(tailoring, shard, needed)
 
     def _score(self, tailoring: Tailoring, shard: int, needed: set[str]) -> Part:
-        start, work, merged = time.perf_counter(), self.engine.work, self.study.family.stitcher.merged
-        before = merged.misses, merged.hits
+        start, work, stitcher = time.perf_counter(), self.engine.work, self.study.family.stitcher
+        before = stitcher.counts
         results: list[SampleResult] | str
         try:
             model = self.study.family.stitch(tailoring)
@@ -151,6 +155,7 @@ class Evaluator:
         except Exception as error:  # one bad candidate must not end a study of hours: it is kept with its reason
             results = str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
             results += f" (rank {self.rank})" if self.ranks > 1 else ""
+        after = stitcher.counts
         return Part(
             digest=tailoring.digest,
             shard=shard,
@@ -158,7 +163,8 @@ class Evaluator:
             rank=self.rank,
             seconds=time.perf_counter() - start,
             work=self.engine.work - work,
-            merges=(merged.misses - before[0], merged.hits - before[1]),
+            merges=(after.merged_misses - before.merged_misses, after.merged_hits - before.merged_hits),
+            held=(self.engine.states.nbytes, stitcher.merged.nbytes),
         )
 
     def _outcome(self, parts: Sequence[Part]) -> Outcome:
@@ -172,6 +178,8 @@ class Evaluator:
         if work.tokens:
             costs |= {"layers_run": work.run / work.tokens, "layers_reused": work.reused / work.tokens}
         costs |= {"merges": sum(p.merges[0] for p in parts), "merges_reused": sum(p.merges[1] for p in parts)}
+        for name, most in zip(("prefix", "merge"), zip(*(part.held for part in parts), strict=True), strict=True):
+            costs[f"{name}_cache_mib"] = max(most) / 2**20
         return Outcome(measurement, max(by_rank.values()) + time.perf_counter() - start, costs)
 
     def _measurement(self, parts: Sequence[Part]) -> Measurement | str:

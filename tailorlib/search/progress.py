@@ -85,6 +85,8 @@ class SearchProgress(ProgressBar):
             figures += f"  best [green]{best.fitness:.4f}[/] (trial {best.number})"
         if retained is not None:
             figures += f"  retained {retained:.1f} %"
+        if trial.reused_layers:
+            figures += f"  reused {trial.reused_layers:.0%} of layers"
         if self._bar is not None:
             self._bar.update(self._task, advance=1, figures=figures)
             return

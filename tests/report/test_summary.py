@@ -50,6 +50,18 @@ def test_a_dense_fitness_that_is_not_positive_gives_no_percentage(trials: tuple[
     assert summary_facts(trials, -2.0, seconds=1.0)["best"] == "trial 3, fitness 0.5 (dense -2)"
 
 
+def test_what_the_caches_saved_is_told(trials: tuple[Trial, ...]) -> None:
+    costs = {"layers_run": 12.0, "layers_reused": 4.0, "merges": 1, "merges_reused": 3}
+    sizes = {"prefix_cache_mib": 100.0, "merge_cache_mib": 7.0}
+    spent = [
+        replace(trials[0], costs={**costs, **sizes}),
+        replace(trials[1], costs={"layers_run": 8.0, "layers_reused": 8.0, "prefix_cache_mib": 250.4}),
+    ]
+    facts = summary_facts(spent, None, seconds=1.0)
+    assert facts["reused"] == "38% of layers (250 MiB), 75% of merged layers (7 MiB)"
+    assert [t.reused_layers for t in (*spent, trials[2])] == [0.25, 0.5, 0.0]
+
+
 def test_the_panel_shows_the_facts_and_the_layer_map(trials: tuple[Trial, ...], layout: FamilyLayout) -> None:
     console = Console(file=StringIO(), width=100)
     console.print(study_summary(trials, 0.8, 75.4, layout=layout))
