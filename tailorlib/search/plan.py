@@ -2,13 +2,14 @@
 
 Time is calibrated and not guessed: the study's own fitness is evaluated on models of the family's config with one
 and with two layers of random weights. The difference is the cost of a layer, the rest that of embeddings, head and
-metrics; both on the device, in the data type and with the batches that the search will use.
+metrics; both on the device, in the data type and with the batches that the search will use. A rehearsal of the
+optimizer tells how many layers have to run, and how many merges no cache has.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -26,12 +27,13 @@ from tailorlib.models.architecture import tailored_config
 from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.quantization import Quantizer
 from tailorlib.operation import MergeOperation
+from tailorlib.search.rehearsal import Step, rehearse
 from tailorlib.search.study import Study
 from tailorlib.seeding import numpy_generator, torch_generator
 from tailorlib.tailoring import BASE, SELECT, LayerPlan, Tailoring
 
-_EXAMPLES = 24
-"""Number of tailorings, drawn from the space, that a trial's layers and merges are the mean of."""
+_REHEARSED = 48
+"""Number of trials that are rehearsed: enough to leave the beginning, where the caches are empty."""
 _BYTES_PER_PARAMETER = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01}
 
 
@@ -43,6 +45,7 @@ class Estimate:
         seconds_per_trial: Evaluation of a candidate, and the merges that no cache has.
         seconds: The whole search; loading, the dense model and the benchmark are not counted.
         merge_seconds: Share of a trial that goes into merges.
+        reused: Share of the layers that don't have to run, in [0, 1].
         device_bytes: Memory of the family on the device, once every layer of every model was used.
         cache_bytes: Memory that merged layers may take beside it.
         disk_bytes: Bytes of the checkpoints that are mapped from disk.
@@ -51,41 +54,50 @@ class Estimate:
     seconds_per_trial: float
     seconds: float
     merge_seconds: float
+    reused: float
     device_bytes: int
     cache_bytes: int
     disk_bytes: int
 
 
-def estimate(study: Study, device: torch.device) -> Estimate:
+def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
     """Calibrate on the device and say what a study takes; the study is prepared, the family not loaded.
+
+    Args:
+        study: A prepared study.
+        device: Where to calibrate.
+        devices: Number of such devices that share the work.
 
     Raises:
         EvaluationError: If the fitness can't be evaluated on a model of random weights.
     """
     dtype = compute_dtype(study.family.dtype, device)
-    examples = [_example(study, i) for i in range(_EXAMPLES)]
+    steps = rehearse(study, min(_REHEARSED, study.settings.trials), dtype) or [
+        Step(example, len(example.layers), ()) for example in [_example(study, 0)]
+    ]
     one, two = (_seconds(study, layers, device, dtype) for layers in (1, 2))
     per_layer = max(two - one, 0.0)
-    kept = fmean(len(tailoring.layers) for tailoring in examples)
-    merging = fmean(_merge_seconds(study, tailoring, device) for tailoring in examples[:3])
-    trial = one + (kept - 1) * per_layer + merging
+    run = fmean(step.layers_run for step in steps)
+    merging = _merge_seconds(study, [plan for step in steps for plan in step.merged], device) / len(steps)
+    trial = max(one + (run - 1) * per_layer, 0.0) + merging
     return Estimate(
         seconds_per_trial=trial,
-        seconds=trial * study.settings.trials,
+        seconds=trial * study.settings.trials / min(devices, study.settings.batch_size * study.settings.shards),
         merge_seconds=merging,
+        reused=1 - run / fmean(len(step.tailoring.layers) for step in steps),
         device_bytes=_device_bytes(study, dtype),
-        cache_bytes=study.family.merge_cache_mib << 20 if study.space.operations() else 0,
+        cache_bytes=_cache_bytes(study),
         disk_bytes=sum(_disk_bytes(study)),
     )
 
 
-def plan_table(study: Study, device: torch.device) -> Table:
+def plan_table(study: Study, device: torch.device, devices: int = 1) -> Table:
     """Return models, layers, parameters, size of the space, memory and time as a table."""
     family, layout, size = study.family, study.family.layout, study.space.size()
     dense = family.num_parameters(Tailoring.whole(BASE, layout.num_layers))
     example = _example(study, 0)
     with step(f"Calibrated on {device.type}"):
-        found = estimate(study, device)
+        found = estimate(study, device, devices)
     table = Table(show_header=False, title="Plan", title_justify="left")
     table.add_row("models", f"{len(layout.models)}: {', '.join(layout.models)}")
     table.add_row("layers", f"{layout.num_layers}, of which {len(example.layers)} are kept")
@@ -97,12 +109,14 @@ def plan_table(study: Study, device: torch.device) -> Table:
     table.add_row("tokens per trial", f"{study.fitness.tokens:,}" if study.fitness.tokens else "unknown")
     dtype = dtype_name(compute_dtype(family.dtype, device))
     precision = dtype if family.quantization == "none" else f"{family.quantization}, computing in {dtype}"
-    cache = f", merged layers up to {found.cache_bytes / 1e9:.2f} GB" if found.cache_bytes else ""
+    cache = f", caches up to {found.cache_bytes / 1e9:.2f} GB" if found.cache_bytes else ""
     table.add_row("memory", f"{found.device_bytes / 1e9:.2f} GB on {device.type} in {precision}{cache}")
     table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints, read when needed")
     merging = f", {found.merge_seconds:.2f} of them merging" if found.merge_seconds >= 0.005 else ""
-    table.add_row("time per trial", f"{found.seconds_per_trial:.2f} s{merging}")
-    table.add_row("time", f"{duration(found.seconds)} for {study.settings.trials} trials on one device")
+    reused = f"; about {found.reused:.0%} of the layers are known from earlier trials" if found.reused else ""
+    table.add_row("time per trial", f"{found.seconds_per_trial:.2f} s{merging}{reused}")
+    where = "one device" if devices == 1 else f"{devices} devices"
+    table.add_row("time", f"{duration(found.seconds)} for {study.settings.trials} trials on {where}")
     return table
 
 
@@ -129,6 +143,8 @@ def _example(study: Study, number: int) -> Tailoring:
 def _seconds(study: Study, layers: int, device: torch.device, dtype: torch.dtype) -> float:
     """Return the time of one evaluation of a model with a few layers; the shorter one of two."""
     model = _random_model(study, layers, device, dtype)
+    if study.fitness.needs_dense:
+        study.fitness.observe_dense(model)
     taken = []
     for _ in range(2):
         _synchronise(device)
@@ -154,12 +170,19 @@ def _random_model(study: Study, layers: int, device: torch.device, dtype: torch.
     return model.requires_grad_(False).eval().to(device)
 
 
-def _merge_seconds(study: Study, tailoring: Tailoring, device: torch.device) -> float:
-    """Return the time of a tailoring's merges, each measured on one layer of random numbers."""
+def _cache_bytes(study: Study) -> int:
+    """Return what merged layers and hidden states may take on the device."""
+    makes_layers = study.space.operations() or not all(p.is_selection for p in _example(study, 0).layers)
+    merged = study.family.merge_cache_mib << 20 if makes_layers else 0
+    return merged + (study.settings.prefix_cache_mib << 20)
+
+
+def _merge_seconds(study: Study, layers: Sequence[LayerPlan], device: torch.device) -> float:
+    """Return the time of merging some layers, each kind measured on one layer of random numbers."""
     assembly = study.family.assembly
     seconds: dict[tuple[str, int], float] = {}
     total = 0.0
-    for plan in tailoring.layers:
+    for plan in layers:
         for part in plan.plans:
             if part.operation != SELECT:
                 key = (part.operation, len(part.sources))

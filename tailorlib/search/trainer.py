@@ -151,7 +151,7 @@ class TailorTrainer(Trainer):
         """
         study = model.study
         study.prepare(self.strategy.root_device)
-        say(plan_table(study, self.strategy.root_device))
+        say(plan_table(study, self.strategy.root_device, self.world_size))
 
     def plugins(self, model: SearchModule | None = None) -> None:
         """List the operations, optimizers and other plugins that recipes can name.
