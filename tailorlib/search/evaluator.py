@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.states import Work
 from tailorlib.exceptions import EvaluationError, TailorError
 from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.search.pending import Pending
+from tailorlib.search.ranks import gathered
 from tailorlib.search.study import Study
 from tailorlib.tailoring import Tailoring
 
@@ -117,7 +116,7 @@ class Evaluator:
             done.append(part)
             if keep:
                 self._pending.add(part)
-        parts = {**self._pending.known, **{(p.digest, p.shard): p for p in _gather(done)}}
+        parts = {**self._pending.known, **{(p.digest, p.shard): p for part in gathered(done) for p in part}}
         return [self._outcome([parts[t.digest, s] for s in range(len(self._shards))]) for t in tailorings]
 
     def settle(self) -> None:
@@ -207,12 +206,3 @@ def _shared(a: Tailoring, b: Tailoring) -> str:
 def _branches(tailorings: Sequence[Tailoring]) -> set[str]:
     """Return the prefixes that neighbours among candidates share."""
     return {_shared(a, b) for a, b in itertools.pairwise(tailorings)}
-
-
-def _gather(done: list[Part]) -> list[Part]:
-    """Return the parts of all ranks."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return done
-    everyone: list[list[Part]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, done)
-    return [part for parts in everyone for part in parts]

@@ -19,9 +19,11 @@ from tailorlib.files import write_text
 from tailorlib.fitness import Measurement
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
+from tailorlib.models.shared import SharedFolder
 from tailorlib.search.evaluator import Evaluator, Outcome, Part
 from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.search.proposer import Proposal, Proposer, Replay
+from tailorlib.search.ranks import share_weights
 from tailorlib.search.study import Study
 from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial, incumbent
@@ -53,6 +55,7 @@ class SearchModule(LightningModule):
         """Why the search ended before its last trial, or ``None``."""
         self._engine: Engine | None = None
         self._journal: Journal | None = None
+        self._shared: SharedFolder | None = None
 
     @property
     def engine(self) -> Engine:
@@ -131,7 +134,10 @@ class SearchModule(LightningModule):
         self._check_failures()
 
     def close(self) -> None:
-        """Close the journal; once is enough, twice does no harm."""
+        """Close the journal and what the processes share; once is enough, twice does no harm."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -192,6 +198,7 @@ class SearchModule(LightningModule):
             chosen = recorded or dtype_name(compute_dtype(chosen, device))
         family.dtype = self.trainer.strategy.broadcast(chosen)
         with step(f"Model family loaded, computing in {family.dtype}"):
+            self._shared = share_weights(family, self.trainer, device)
             family.load(device)
 
     def _open_journal(self) -> list[Trial]:

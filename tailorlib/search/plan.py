@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from statistics import fmean
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -193,21 +192,24 @@ def _merge_seconds(study: Study, layers: Sequence[LayerPlan], device: torch.devi
 
 
 def _one_merge(operation: MergeOperation, plan: LayerPlan, study: Study, device: torch.device) -> float:
-    """Return the time of merging one layer, from its largest matrix."""
-    shapes = [shape for _, shape, _ in study.family.assembly.layer_shapes(plan)]
-    largest = max(shapes, key=prod)
+    """Return the time of merging one layer of random numbers, stored as the family's are; the second of two."""
     numbers = torch_generator("plan")
-    base, *tensors = (torch.randn(largest, generator=numbers).to(device) for _ in range(len(plan.sources) + 1))
-    statistics: list[Tensor | None] = [None] * len(tensors)
-    arguments: dict[str, Any] = {"params": dict(plan.params), "statistics": statistics}
-    generators = [torch_generator("plan", i) for i in range(len(tensors))]
-    taken = []
+    layer = [
+        [torch.randn(shape, generator=numbers).to(dtype) for _ in range(len(plan.sources) + 1)]
+        for _, shape, dtype in study.family.assembly.layer_shapes(plan)
+    ]
+    statistics: list[Tensor | None] = [None] * len(plan.sources)
+    generators = [torch_generator("plan", i) for i in range(len(plan.sources))]
     for _ in range(2):
         start = time.perf_counter()
-        operation.apply(tensors, base=base, generators=generators, **arguments)
+        for stored in layer:
+            base, *tensors = (tensor.to(device, torch.float32) for tensor in stored)
+            operation.apply(
+                tensors, base=base, params=dict(plan.params), generators=generators, statistics=statistics
+            )
         _synchronise(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken) * sum(map(prod, shapes)) / prod(largest)
+        taken = time.perf_counter() - start
+    return taken
 
 
 def _device_bytes(study: Study, dtype: torch.dtype) -> int:

@@ -87,13 +87,13 @@ def test_ranks_share_the_work_and_each_piece_is_done_once(
     done: list[list[Part]] = []
     for evaluator in evaluators:  # what the ranks would do side by side
         with monkeypatch.context() as patch:
-            patch.setattr("tailorlib.search.evaluator._gather", lambda parts: done.append(parts) or parts)
+            patch.setattr("tailorlib.search.evaluator.gathered", lambda parts: done.append(parts) or [parts])
             with pytest.raises(KeyError):
                 evaluator.evaluate(batch)
     pieces = [(part.digest, part.shard) for parts in done for part in parts]
     assert len(pieces) == len(set(pieces)) == 5 * shards
     assert abs(len(done[0]) - len(done[1])) <= 1
-    monkeypatch.setattr("tailorlib.search.evaluator._gather", lambda _: [p for parts in done for p in parts])
+    monkeypatch.setattr("tailorlib.search.evaluator.gathered", lambda _: done)
     assert scores(make(0, 2, shards=shards), batch) == alone
 
 

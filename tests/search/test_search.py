@@ -142,11 +142,14 @@ def test_a_finished_study_resumes_with_more_trials(recipe: dict[str, Any], write
     assert trials_of(tmp_path / "run") == trials_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("batch_size", "shards"), [(3, 1), (1, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "shards", "dtype"), [(3, 1, "float32"), (1, 3, "bfloat16"), (2, 2, "float32")]
+)
 def test_two_ranks_make_the_same_trials_as_one(
-    recipe: dict[str, Any], write: Write, tmp_path: Path, batch_size: int, shards: int
+    recipe: dict[str, Any], write: Write, tmp_path: Path, batch_size: int, shards: int, dtype: str
 ) -> None:
     recipe["study"] |= {"batch_size": batch_size, "shards": shards}
+    recipe["family"]["init_args"]["dtype"] = dtype  # in another one than the files', ranks share what they map
     path = write(recipe)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread each, so that sums have one order
     for name, devices in (("one", "1"), ("two", "2")):

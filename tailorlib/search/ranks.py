@@ -1,0 +1,48 @@
+"""What processes tell each other; nothing happens where there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+
+from tailorlib.models.family import ModelFamily
+from tailorlib.models.shared import SharedFolder
+
+T = TypeVar("T")
+
+
+def gathered(own: T) -> list[T]:
+    """Return what every rank gives, in the order of the ranks."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [own]
+    everyone: list[T] = [own] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    return everyone
+
+
+def share_weights(family: ModelFamily, trainer: Trainer, device: torch.device) -> SharedFolder | None:
+    """Let the processes of each node hold computed weights once; all ranks call it.
+
+    Args:
+        family: A prepared family.
+        trainer: Knows the processes.
+        device: Where candidates run: on CPUs there is something to share.
+
+    Returns:
+        The node's folder, in the process that made it; it goes when that is closed, or the process ends.
+    """
+    if device.type != "cpu" or trainer.world_size == 1:
+        return None
+    several = trainer.num_devices > 1  # devices are counted per node
+    folder = SharedFolder() if several and trainer.local_rank == 0 else None
+    made: dict[int, Path] = {}
+    for node, path in gathered((trainer.node_rank, None if folder is None else folder.path)):
+        if path is not None:
+            made[node] = path
+    if several:
+        family.share_weights(made[trainer.node_rank])
+    return folder
