@@ -101,6 +101,7 @@ class Engine:
             as a large one, and ``rows`` elsewhere.
         state_bytes: Bytes for hidden states that are kept between candidates, on the device.
         host_state_bytes: The same on the host, for what has no room on the device.
+        bytes_per_token: Bytes of a token's hidden state, if known: a budget without room for a batch is found early.
     """
 
     TOKENS_PER_BATCH: ClassVar[int] = 4096
@@ -118,6 +119,7 @@ class Engine:
         layout: Layout | None = None,
         state_bytes: int = 0,
         host_state_bytes: int = 0,
+        bytes_per_token: int = 0,
     ) -> None:
         if min(max_length, tokens_per_batch, 1 if row_tokens is None else row_tokens) < 1:
             raise ValueError(
@@ -132,7 +134,7 @@ class Engine:
         self._halved, self._logits_per_chunk = False, LOGITS_PER_CHUNK
         self._unpacked: set[str] = set()
         self.states = StateCache(self.device, state_bytes, host_state_bytes)
-        self._footprint = 0
+        self._footprint, self._bytes_per_token = 0, bytes_per_token
         self.work = Work()
         """What all candidates took so far that were scored inside :meth:`reusing`."""
 
@@ -141,6 +143,7 @@ class Engine:
 
         Raises:
             ValueError: If a context or continuation is empty, or a continuation exceeds ``max_length``.
+            DataError: If the budget of hidden states has no room for a batch.
         """
 
         def build(layout: Layout) -> Plan:
@@ -153,7 +156,10 @@ class Engine:
                 device=self.device,
             )
 
-        return CompiledRequests(requests, build, self.layout)
+        compiled = CompiledRequests(requests, build, self.layout)
+        largest = max((batch.input_ids.numel() for batch in compiled.plan.batches), default=0)
+        self.states.check(largest * self._bytes_per_token)
+        return compiled
 
     @contextmanager
     def reusing(

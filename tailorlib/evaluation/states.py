@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tailorlib.exceptions import EvaluationError
+from tailorlib.exceptions import DataError
 
 Key = tuple[int, str]
 """A batch's serial number, and the name of the layers that it ran through."""
@@ -87,16 +87,25 @@ class StateCache:
         """Keep states, and drop others until the budgets hold.
 
         Raises:
-            EvaluationError: If these alone exceed both budgets.
+            DataError: If these alone exceed both budgets.
         """
-        if states.nbytes > max(self.near.budget, self.far.budget):
-            raise EvaluationError(
-                f"The prefix cache has room for one batch at least: {states.nbytes / 2**20:.2f} MiB; it has "
-                f"{self.budget / 2**20:.2f} MiB. Raise study.prefix_cache_mib, or set it to 0 to keep nothing."
-            )
+        self.check(states.nbytes)
         for dropped, tensor in self.near.put(key, states, key[1] in self._protected):
             if tensor.nbytes <= self.far.budget and dropped not in self.far:
                 self.far.put(dropped, _on_host(tensor), dropped[1] in self._protected)
+
+    def check(self, nbytes: int) -> None:
+        """Check that a batch's states have room, if anything is to be kept at all.
+
+        Raises:
+            DataError: If not.
+        """
+        if self.budget and nbytes > max(self.near.budget, self.far.budget):
+            raise DataError(
+                f"The prefix cache has room for the largest batch, {nbytes / 2**20:.2f} MiB; it has "
+                f"{self.budget / 2**20:.2f} MiB. Raise study.prefix_cache_mib, set it to 0 to keep nothing, or "
+                "lower study.tokens_per_batch."
+            )
 
     def protect(self, names: Iterable[str]) -> None:
         """Say which prefixes are expected to be used again; the ones named before are not, unless named again."""

@@ -15,6 +15,7 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.fitness import Fitness
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.precision import DTYPES
 from tailorlib.optimizer import Optimizer
 from tailorlib.search_space import SearchSpace
 from tailorlib.tailoring import BASE, Tailoring
@@ -164,6 +165,8 @@ class Study:
             tokens_per_batch=self.settings.tokens_per_batch,
             state_bytes=self.settings.prefix_cache_mib << 20,
             host_state_bytes=0 if device.type == "cpu" else self.settings.host_prefix_cache_mib << 20,
+            bytes_per_token=int(self.family.config.hidden_size)
+            * DTYPES.get(self.family.dtype, torch.bfloat16).itemsize,
         )
 
 

@@ -13,7 +13,7 @@ from model_cases import CASES, CPU, LAYERS, case_family, make_family, one_thread
 
 from tailorlib.evaluation.engine import Engine, Request, Scores
 from tailorlib.evaluation.states import StateCache, stride_for
-from tailorlib.exceptions import EvaluationError
+from tailorlib.exceptions import DataError, EvaluationError
 from tailorlib.models.family import ModelFamily
 from tailorlib.tailoring import PartPlan, Tailoring
 
@@ -122,9 +122,23 @@ def test_a_budget_without_room_for_one_batch_is_refused_with_what_it_takes() -> 
     small, large = torch.zeros(2**18), torch.zeros(2**19)
     cache = StateCache(CPU, small.nbytes)
     cache.put((0, "p"), small)
-    with pytest.raises(EvaluationError, match=r"one batch at least: 2\.00 MiB; it has 1\.00 MiB\. Raise"):
+    with pytest.raises(DataError, match=r"the largest batch, 2\.00 MiB; it has 1\.00 MiB\. Raise"):
         cache.put((1, "p"), large)
     assert (0, "p") in cache
+    StateCache(CPU, 0).check(large.nbytes)  # nothing is to be kept
+
+
+def test_a_budget_without_room_is_found_when_batches_are_laid_out(
+    case_family: Callable[..., ModelFamily],  # noqa: F811
+) -> None:
+    settings: dict[str, Any] = {"row_tokens": 32, "bytes_per_token": 100}
+    tokenizer = case_family("llama").tokenizer
+    largest = max(
+        b.input_ids.numel() for b in Engine(tokenizer, CPU, 256, 64, **settings).compile(requests()).plan.batches
+    )
+    Engine(tokenizer, CPU, 256, 64, state_bytes=100 * largest, **settings).compile(requests())
+    with pytest.raises(DataError, match="room for the largest batch"):
+        Engine(tokenizer, CPU, 256, 64, state_bytes=100 * largest - 1, **settings).compile(requests())
 
 
 def test_what_leaves_the_device_goes_to_the_host() -> None:
