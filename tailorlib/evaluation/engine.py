@@ -101,7 +101,7 @@ class Engine:
             as a large one, and ``rows`` elsewhere.
         state_bytes: Bytes for hidden states that are kept between candidates, on the device.
         host_state_bytes: The same on the host, for what has no room on the device.
-        bytes_per_token: Bytes of a token's hidden state, if known: a budget without room for a batch is found early.
+        bytes_per_token: Bytes of a token's hidden state, if known, to find budgets early that hold no batch.
     """
 
     TOKENS_PER_BATCH: ClassVar[int] = 4096

@@ -4,8 +4,8 @@
 A search of some trials over HellaSwag, ARC-easy and PIQA proposes candidates. Then:
 
 - The peers' way: candidates, evenly spread over the search, are merged through files (by tailorlib's own exporter,
-  which is faster than ``mergekit-yaml``), loaded with ``from_pretrained`` and scored with ``lm_eval.simple_evaluate``
-  and HFLM. The metrics must be the same.
+  which is faster than ``mergekit-yaml``), loaded with ``from_pretrained`` and scored with
+  ``lm_eval.simple_evaluate`` and HFLM. The metrics must be the same.
 - Ablations: the first candidates of the search once more, each time with one idea switched off.
 - Fidelities: candidates by successive halving (a ninth of the samples for all, a third for the best third, all for
   the best ninth), each rung going on from the one before, against all samples for all candidates.
