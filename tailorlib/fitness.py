@@ -81,12 +81,12 @@ class Fitness(ABC):
 
         Args:
             model: A causal language model in evaluation mode, on the engine's device.
-            samples: How many of the samples to score, from the first; all by default.
+            samples: How many of the samples to score, from the first; all by default, and at most.
 
         Raises:
-            EvaluationError: If the score is NaN or infinite.
+            EvaluationError: If there are less than :attr:`min_samples`, or the score is NaN or infinite.
         """
-        return self.summarise(self.score_samples(model, range(self.num_samples if samples is None else samples)))
+        return self.summarise(self.score_samples(model, range(min(self.num_samples, samples or self.num_samples))))
 
     # -- Samples --------------------------------------------------------------------------------------------------
 

@@ -63,9 +63,10 @@ class Document:
 
     def _scaled(self, log_likelihood: Mapping[int, float]) -> NDArray[np.float64]:
         """Return the log-likelihood of each choice, or of a token of the target."""
-        scaled = np.array([log_likelihood[i] for i in self.instances]) / np.array(self.lengths)
+        values = np.array([log_likelihood[i] for i in self.instances], dtype=np.float64)
+        scaled: NDArray[np.float64] = values / np.array(self.lengths)
         # lengths in bytes put all choices on the scale of one byte; the mean length brings them back to one answer
-        return scaled * np.mean(self.lengths) if self.gold else scaled
+        return scaled * float(np.mean(self.lengths)) if self.gold else scaled
 
 
 def documents_of(
@@ -95,6 +96,28 @@ def documents_of(
     return found
 
 
+def signals_of(documents: Iterable[Document], log_likelihood: Mapping[int, float]) -> dict[str, float]:
+    """Return the smooth signals of a task, as means over its documents.
+
+    Args:
+        documents: The documents that count.
+        log_likelihood: Of each instance by its ``id``, nats.
+
+    Returns:
+        ``probability``, if there is a document; ``margin`` (nats) and ``decision``, the logistic function of the
+        margin, if a document has one.
+    """
+    chosen = list(documents)
+    found = {}
+    if chosen:
+        found["probability"] = float(np.mean([document.probability(log_likelihood) for document in chosen]))
+    margins = np.array([document.margin(log_likelihood) for document in chosen if document.has_margin])
+    if len(margins):
+        found["margin"] = float(np.mean(margins))
+        found["decision"] = float(np.mean(0.5 * (1 + np.tanh(margins / 2))))  # logistic, without overflow
+    return found
+
+
 def chance(documents: Iterable[Document]) -> float | None:
     """Return the share of right choices, which a model that guesses reaches; ``None`` without choices."""
     shares = [len(d.gold) / len(d.instances) for d in documents if d.gold]
@@ -112,4 +135,4 @@ def _choices(task: Any, doc: Any, instances: tuple[int, ...], length_normalised:
     # with the choices in the context every request scores the same text
     normalise = length_normalised and not task.multiple_input
     lengths = tuple(max(1, len(c.encode())) if normalise else 1 for c in choices)
-    return Document(instances[: len(choices)], lengths, tuple(golds))
+    return Document(instances[: len(choices)], lengths, tuple(dict.fromkeys(golds)))

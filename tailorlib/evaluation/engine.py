@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from tailorlib.exceptions import EvaluationError
 __all__ = ["CompiledRequests", "Engine", "Request", "Scores", "supports_packing"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PACKED_ARCHITECTURES = frozenset(
     {
@@ -194,15 +197,7 @@ class Engine:
             EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even
                 with batches of half the size.
         """
-        if compiled.packed and not supports_packing(model, compiled.plan.longest):
-            self._say_unpacked(model.config.model_type)
-            compiled.unpack()
-        compiled.fit(self.tokens_per_batch)
-        scores = self._attempt(model, compiled)
-        if scores is None:  # outside of the exception, which holds on to the memory
-            compiled.fit(self.tokens_per_batch)
-            scores = self._attempt(model, compiled)
-        assert scores is not None  # the second failure raises
+        scores = self.run(model, compiled, partial(_score, model, compiled))
         bad = scores.log_likelihood.isnan()
         if bad.any():
             first = bad.nonzero()[0]
@@ -210,10 +205,32 @@ class Engine:
             raise EvaluationError(where_it_breaks(model, lambda: hidden_states(model, batch)))
         return scores
 
-    def _attempt(self, model: PreTrainedModel, compiled: CompiledRequests) -> Scores | None:
-        """Score; if memory runs out for the first time, halve the batch size and return ``None``."""
+    def run(self, model: PreTrainedModel, compiled: CompiledRequests, work: Callable[[int], T]) -> T:
+        """Lay requests out as suits a model and do some work on their batches.
+
+        Args:
+            model: A causal language model in evaluation mode, on the engine's device.
+            compiled: From :meth:`compile`.
+            work: Goes through ``compiled.plan``, and gets the largest number of logits to hold at once. Should
+                memory run out, it is called again with half of it and with smaller batches.
+
+        Raises:
+            EvaluationError: If memory runs out even with batches of half the size.
+        """
+        if compiled.packed and not supports_packing(model, compiled.plan.longest):
+            self._say_unpacked(model.config.model_type)
+            compiled.unpack()
+        compiled.fit(self.tokens_per_batch)
+        done, result = self._attempt(compiled, work)
+        if not done:  # outside of the exception, which holds on to the memory
+            compiled.fit(self.tokens_per_batch)
+            _, result = self._attempt(compiled, work)
+        return cast(T, result)
+
+    def _attempt(self, compiled: CompiledRequests, work: Callable[[int], T]) -> tuple[bool, T | None]:
+        """Work; if memory runs out for the first time, halve the batch size and say that it isn't done."""
         try:
-            return _score(model, compiled, self._logits_per_chunk)
+            return True, work(self._logits_per_chunk)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if not is_out_of_memory(error):
                 raise
@@ -230,7 +247,7 @@ class Engine:
         self.states.clear()  # they belong to batches that are laid out anew
         _log.warning("%s Batches have at most %d tokens from now on.", figure, self.tokens_per_batch)
         release_memory(self.device)
-        return None
+        return False, None
 
     def _say_unpacked(self, model_type: str) -> None:
         if model_type not in self._unpacked:

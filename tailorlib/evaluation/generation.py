@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tailorlib.evaluation.faults import is_out_of_memory, memory_figure, release_memory, where_it_breaks
 from tailorlib.evaluation.lm import Encoder
+from tailorlib.evaluation.tasks import TaskSettings
 from tailorlib.exceptions import DataError, EvaluationError
+from tailorlib.seeding import seed_for
 
 _log = logging.getLogger(__name__)
 
@@ -53,29 +56,68 @@ class Generator:
         self.instances, self.batch_size, self.arguments = tuple(instances), batch_size, dict(arguments)
         self._halved = False
         encoder = Encoder(tokenizer, max_length, arguments)
-        self._prompts = [encoder.tok_encode(instance.args[0]) for instance in self.instances]
-        self._room = [self._room_for(instance, encoder.max_gen_toks) for instance in self.instances]
+        self._prompts = {id(instance): encoder.tok_encode(instance.args[0]) for instance in self.instances}
+        settings = {id(i): normalize_gen_kwargs(i.args[1], encoder.max_gen_toks) for i in self.instances}
+        self._room = {id(i): self._room_for(i, int(settings[id(i)]["max_gen_toks"])) for i in self.instances}
+        self._sampled = {key: bool(found["do_sample"]) for key, found in settings.items()}
 
     @property
     def tokens(self) -> int:
         """Number of tokens that run through the model: prompts, and texts at their longest."""
-        rows = zip(self.instances, self._prompts, self._room, strict=True)
-        return sum(i.repeats * (self.max_length - room + min(len(p), room)) for i, p, room in rows)
+        return sum(map(self.tokens_of, self.instances))
+
+    def tokens_of(self, instance: Instance) -> int:
+        """Return the same of one request."""
+        room = self._room[id(instance)]
+        return int(instance.repeats) * (self.max_length - room + min(len(self._prompts[id(instance)]), room))
+
+    def seeded(
+        self, settings: TaskSettings, documents: Mapping[str, Collection[int]] | None = None
+    ) -> list[tuple[Sequence[Instance], TaskSettings]]:
+        """Return which requests are generated at once, and the settings with their seed.
+
+        All of them are, as lm-eval does it. Of some documents, a text that is drawn at random stands alone and has
+        a seed of its own, so that it doesn't depend on the others.
+
+        Args:
+            settings: The settings.
+            documents: Numbers of the documents by task; all by default.
+        """
+        if documents is None:
+            return [(self.instances, settings)]
+        chosen = [i for i in self.instances if i.doc_id in documents.get(i.task_name, ())]
+        together = [i for i in chosen if not self._sampled[id(i)]]
+        found: list[tuple[Sequence[Instance], TaskSettings]] = [(together, settings)] if together else []
+        for i in chosen:
+            if self._sampled[id(i)]:
+                seed = seed_for(settings.torch_random_seed, i.task_name, i.doc_id, i.idx)
+                found.append(([i], replace(settings, torch_random_seed=seed)))
+        return found
 
     @property
     def truncated(self) -> list[bool]:
         """Say for each request whether its prompt loses tokens."""
-        return [len(p) > room for p, room in zip(self._prompts, self._room, strict=True)]
+        return [len(self._prompts[id(i)]) > self._room[id(i)] for i in self.instances]
 
     @torch.inference_mode()
-    def generate(self, model: PreTrainedModel) -> dict[int, list[str]]:
+    def generate(
+        self, model: PreTrainedModel, instances: Sequence[Instance] | None = None
+    ) -> dict[int, list[str]]:
         """Return the texts of each instance, as many as its repeats, by the instance's ``id``.
+
+        Args:
+            model: A live causal language model.
+            instances: Some of :attr:`instances`; all by default.
 
         Raises:
             EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even
                 with half the batch size.
         """
-        asked = [instance for instance in self.instances for _ in range(instance.repeats)]
+        asked = [
+            instance
+            for instance in (self.instances if instances is None else instances)
+            for _ in range(instance.repeats)
+        ]
         texts = self._attempt(model, asked)
         if texts is None:  # outside of the exception, which holds on to the memory
             texts = self._attempt(model, asked)
@@ -98,7 +140,8 @@ class Generator:
                 raise EvaluationError(f"{figure} That is half of what the recipe asks for. Lower it.") from error
         else:
             if nan_seen():
-                ids = torch.tensor([self._prompts[0][-self._room[0] :]], device=self.device)
+                first = id(asked[0])
+                ids = torch.tensor([self._prompts[first][-self._room[first] :]], device=self.device)
                 decoder = model.get_decoder()
                 raise EvaluationError(
                     where_it_breaks(model, lambda: decoder(ids, use_cache=False).last_hidden_state)
@@ -118,9 +161,8 @@ class Generator:
             **self.arguments,
         )
 
-    def _room_for(self, instance: Instance, default: int) -> int:
+    def _room_for(self, instance: Instance, wanted: int) -> int:
         """Return how many tokens of a prompt fit beside the text that may follow."""
-        wanted = int(normalize_gen_kwargs(instance.args[1], default)["max_gen_toks"])
         if wanted >= self.max_length:
             raise DataError(
                 f"A text and its prompt fit into the context of {self.max_length} tokens; "

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tailorlib.evaluation.documents import Document, chance, documents_of
+from tailorlib.evaluation.documents import Document, chance, documents_of, signals_of
 from tailorlib.evaluation.packing import Request
 from tailorlib.evaluation.surroundings import lm_eval_seeds, quiet_lm_eval
+from tailorlib.evaluation.task_metrics import TaskScores, fix_documents, lm_eval_metrics
 from tailorlib.evaluation.tasks import LIKELIHOOD, TaskEntry, TaskOptions, TaskSettings, load_tasks
-from tailorlib.exceptions import DataError, EvaluationError
+from tailorlib.exceptions import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,21 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["TaskRequests", "TaskScores", "quiet_lm_eval"]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """What a model reaches on compiled tasks.
-
-    Args:
-        metrics: Every metric of lm-eval as ``"task/metric"`` (``"task/metric,filter"`` if the filter is not the
-            default one); groups included.
-        probability: Mean probability of the right answer per task: of the choices of a multiple-choice document,
-            normalised over them; of the target's tokens (geometric mean) otherwise. Tasks that generate have none.
-    """
-
-    metrics: Mapping[str, float]
-    probability: Mapping[str, float]
 
 
 class TaskRequests:
@@ -75,6 +57,7 @@ class TaskRequests:
         self._encoder = Encoder(engine.tokenizer, engine.max_length, self.settings.model_args)
         self.requests: list[Request] = []
         self._of_instance: dict[int, tuple[int, ...]] = {}
+        self._instances: dict[str, dict[int, list[Any]]] = {}
         with quiet_lm_eval(), lm_eval_seeds(self.settings, engine.device):
             self._loaded = load_tasks(tasks, self.settings)
             for name, task in self.tasks.items():
@@ -83,18 +66,11 @@ class TaskRequests:
             for name, task in scored.items():
                 self._encode(name, task)
             self._generator = self._make_generator()
-        self._documents: dict[str, list[Document]] = {
+        self._documents: dict[str, dict[int, Document]] = {
             name: documents_of(task, self._of_instance, self.requests, length_normalised)
             for name, task in scored.items()
         }
         self.truncated = self._count_truncated()
-        self.chance = {
-            f"{name}/{metric}": value
-            for name, documents in self._documents.items()
-            if (value := chance(documents)) is not None
-            for metric in ("acc", "acc_norm", "acc_bytes", "probability")
-            if metric == "probability" or metric in self.tasks[name].aggregation()
-        }
 
     @property
     def tasks(self) -> Mapping[str, Any]:
@@ -121,69 +97,133 @@ class TaskRequests:
             for name in filters
         }
 
+    def chance(self, documents: Mapping[str, Collection[int]] | None = None) -> dict[str, float]:
+        """Return what a model that guesses reaches in some of the metrics, on all documents or on some."""
+        found: dict[str, float] = {}
+        for name, known in self._documents.items():
+            value = chance(known[i] for i in known if documents is None or i in documents[name])
+            if value is not None:
+                accuracies = {"acc", "acc_norm", "acc_bytes"} & set(self.tasks[name].aggregation())
+                found |= dict.fromkeys(
+                    (f"{name}/{metric}" for metric in (*sorted(accuracies), "probability")), value
+                )
+        return found
+
+    def documents_of(self, task: str) -> list[int]:
+        """Return the numbers of a task's documents, in lm-eval's order."""
+        return list(self._instances[task])
+
+    def instances_of(self, task: str, document: int) -> Sequence[Any]:
+        """Return the lm-eval instances of a document."""
+        return self._instances[task][document]
+
+    def generates(self, task: str) -> bool:
+        """Say whether a task lets the model write."""
+        return self.tasks[task].OUTPUT_TYPE not in LIKELIHOOD
+
+    def document(self, task: str, document: int) -> Document | None:
+        """Return a document whose right answer has a probability; ``None`` if it has not."""
+        return self._documents.get(task, {}).get(document)
+
     def has_probability(self, task: str) -> bool:
         """Say whether the right answers of a task have a probability."""
         return bool(self._documents.get(task))
+
+    def has_margin(self, task: str) -> bool:
+        """Say whether a task has right choices and wrong ones."""
+        return any(document.has_margin for document in self._documents.get(task, {}).values())
 
     @property
     def generated_tokens(self) -> int:
         """Number of tokens of the tasks that generate, at most: prompts, and texts at their longest."""
         return 0 if self._generator is None else self._generator.tokens
 
-    def generate(self, model: PreTrainedModel) -> Mapping[int, Sequence[str]]:
+    def generated_tokens_of(self, task: str, document: int) -> int:
+        """The same of one document."""
+        if not self.generates(task):
+            return 0
+        return sum(self._generator.tokens_of(instance) for instance in self.instances_of(task, document))
+
+    def generate(
+        self, model: PreTrainedModel, documents: Mapping[str, Collection[int]] | None = None
+    ) -> Mapping[int, Sequence[str]]:
         """Let a live model write what the tasks ask for; nothing if none does.
+
+        Args:
+            model: A live causal language model.
+            documents: Numbers of the documents of each task; all by default. Then sampled texts are those of
+                ``lm_eval.simple_evaluate``. With some documents a sampled text has a seed of its document's own,
+                so that it doesn't depend on the others.
 
         Raises:
             EvaluationError: If the model gives NaN, or memory runs out.
         """
         if self._generator is None:
             return {}
-        with quiet_lm_eval(), lm_eval_seeds(self.settings, self._engine.device):
-            texts: dict[int, list[str]] = self._generator.generate(model)
-            return texts
+        texts: dict[int, list[str]] = {}
+        for batch, settings in self._generator.seeded(self.settings, documents):
+            with quiet_lm_eval(), lm_eval_seeds(settings, self._engine.device):
+                texts |= self._generator.generate(model, batch)
+        return texts
 
-    def evaluate(self, scores: Scores, texts: Mapping[int, Sequence[str]] | None = None) -> TaskScores:
-        """Make lm-eval's metrics, and the probabilities.
+    def evaluate(
+        self,
+        scores: Scores,
+        texts: Mapping[int, Sequence[str]] | None = None,
+        documents: Mapping[str, Collection[int]] | None = None,
+    ) -> TaskScores:
+        """Make lm-eval's metrics, the probabilities and the margins.
 
         Args:
             scores: The engine's scores of :attr:`requests`.
             texts: From :meth:`generate`.
+            documents: As in :meth:`measure`.
 
         Raises:
             EvaluationError: If a task's own metric fails.
         """
-        from lm_eval import evaluator
-
-        from tailorlib.evaluation.lm import Replay
-
-        for task in self.tasks.values():
-            for instance in task.instances:
-                instance.resps, instance.filtered_resps = [], {}
         log_likelihood, greedy = scores.log_likelihood.tolist(), scores.greedy.tolist()
         answers = {
             key: (sum(log_likelihood[i] for i in found), all(greedy[i] for i in found))
             for key, found in self._of_instance.items()
         }
-        try:
-            with quiet_lm_eval(), lm_eval_seeds(self.settings, self._engine.device):
-                results = evaluator.evaluate(
-                    Replay(answers, texts),
-                    self._loaded.as_lm_eval(),
-                    bootstrap_iters=0,
-                    log_samples=False,
-                    confirm_run_unsafe_code=self.settings.confirm_run_unsafe_code,
-                )
-        except Exception as error:  # metrics are the task's own code
-            raise EvaluationError(
-                f"The metrics of {', '.join(self.tasks)} can't be computed: {type(error).__name__}: {error}"
-            ) from error
+        return self.measure(answers, texts, documents)
+
+    def measure(
+        self,
+        answers: Mapping[int, tuple[float, bool]],
+        texts: Mapping[int, Sequence[str]] | None = None,
+        documents: Mapping[str, Collection[int]] | None = None,
+    ) -> TaskScores:
+        """Make lm-eval's metrics, the probabilities and the margins of answers.
+
+        Args:
+            answers: Log-likelihood (nats) and greedy flag by the ``id`` of the lm-eval instance.
+            texts: From :meth:`generate`.
+            documents: Numbers of the documents that count, at least one of each task; all by default. Only
+                their answers are needed.
+
+        Raises:
+            EvaluationError: If a task's own metric fails.
+        """
+        with quiet_lm_eval(), lm_eval_seeds(self.settings, self._engine.device):
+            metrics = lm_eval_metrics(
+                *(self._loaded, answers, texts or {}, documents),
+                confirm_run_unsafe_code=self.settings.confirm_run_unsafe_code,
+            )
+        log_likelihood = {key: value for key, (value, _) in answers.items()}
+        signals = {
+            name: signals_of(
+                (known[i] for i in known if documents is None or i in documents[name]), log_likelihood
+            )
+            for name, known in self._documents.items()
+        }
         return TaskScores(
-            metrics=_flatten(results["results"]),
-            probability={
-                name: float(np.mean([document.probability(log_likelihood) for document in documents]))
-                for name, documents in self._documents.items()
-                if documents
-            },
+            metrics=metrics,
+            chance=self.chance(documents),
+            probability={name: found["probability"] for name, found in signals.items() if "probability" in found},
+            margin={name: found["margin"] for name, found in signals.items() if "margin" in found},
+            decision={name: found["decision"] for name, found in signals.items() if "decision" in found},
         )
 
     def _build(self, name: str, task: Any) -> None:
@@ -203,8 +243,10 @@ class TaskRequests:
                 f"The requests of the task {name!r} can't be built: {type(error).__name__}: {error}. A task has "
                 "at least one question."
             ) from error
-        task.build_all_requests = _do_nothing
-        task.doc_iterator = partial(_given, documents)
+        fix_documents(task, documents)
+        self._instances[name] = {number: [] for number, _ in documents}
+        for instance in task.instances:
+            self._instances[name][instance.doc_id].append(instance)
 
     def _chosen(self, name: str, task: Any) -> dict[str, Any]:
         """Return which documents of a task count, as lm-eval's arguments."""
@@ -272,22 +314,3 @@ class TaskRequests:
                     self._engine.max_length,
                 )
         return counts
-
-
-def _flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    found = {}
-    for task, metrics in results.items():
-        for key, value in metrics.items():
-            metric, _, kind = key.partition(",")
-            if not kind or metric.endswith("_stderr") or not isinstance(value, int | float | np.number):
-                continue
-            found[f"{task}/{metric}" if kind == "none" else f"{task}/{key}"] = float(value)
-    return found
-
-
-def _do_nothing(**_: Any) -> None:
-    return None
-
-
-def _given(documents: Sequence[tuple[int, Any]], **_: Any) -> Any:
-    return iter(documents)

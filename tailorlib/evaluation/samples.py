@@ -106,7 +106,8 @@ def shards(requests: Sequence[Sequence[Request]], samples: Sequence[int], number
     """
     inputs = [[request.context + request.continuation for request in own] for own in requests]
     order = sorted(range(len(samples)), key=lambda i: inputs[i][0] if inputs[i] else ())
-    costs, before = [], ()
+    costs: list[int] = []
+    before: TokenIds = ()
     for i in order:
         cost = 0
         for tokens in inputs[i]:
@@ -130,3 +131,17 @@ def cut(costs: Sequence[int], number: int) -> list[range]:
         found.append(range(start, stop))
         left, start = left - taken, stop
     return found
+
+
+def joined(lists: Sequence[Sequence[Sequence[int]]], number: int) -> list[list[int]]:
+    """Join several lists of parts to one list of at most ``number`` parts, none of them empty.
+
+    A list of less than ``number`` parts goes on where the list before it ended, so that no part gets all the rest.
+    """
+    found: list[list[int]] = [[] for _ in range(number)]
+    start = 0
+    for parts in lists:
+        for k, part in enumerate(parts):
+            found[(start + k) % number] += part
+        start += len(parts)
+    return [sorted(part) for part in found if part]

@@ -17,6 +17,21 @@ LOGITS_PER_CHUNK = 2**25
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """Logits at some scored positions. Chunks follow each other as positions and pairs do in the batches.
+
+    Args:
+        logits: [positions, vocabulary], in the model's data type; the reader's own to overwrite.
+        rows: Position of each pair, counted from the chunk's first, [pairs].
+        targets: Target token of each pair, [pairs].
+    """
+
+    logits: Tensor
+    rows: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
 class _Piece:
     """Some of a batch's scored positions.
 
@@ -31,10 +46,10 @@ class _Piece:
     targets: Tensor
 
 
-def score_pairs(
+def logit_chunks(
     model: PreTrainedModel, batches: Iterable[Batch], logits_per_chunk: int = LOGITS_PER_CHUNK
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Run batches and score their pairs of a position and a target, in order.
+) -> Iterator[Chunk]:
+    """Run batches and apply the head to their scored positions, in order.
 
     The head runs over as many positions at once as fit, whichever batches they are of.
 
@@ -44,7 +59,7 @@ def score_pairs(
         logits_per_chunk: Largest number of logits held at once.
 
     Yields:
-        Log-probability (float32) and greedy flag (bool) of some pairs, on the batches' device.
+        The logits, on the batches' device.
     """
     chunk = max(1, logits_per_chunk // model.config.vocab_size)
     held: list[_Piece] = []
@@ -58,10 +73,35 @@ def score_pairs(
             free -= stop - start
             start = stop
             if free == 0:
-                yield _score(model, held)
+                yield _chunk(model, held)
                 held, free = [], chunk
     if held:
-        yield _score(model, held)
+        yield _chunk(model, held)
+
+
+def score_pairs(
+    model: PreTrainedModel, batches: Iterable[Batch], logits_per_chunk: int = LOGITS_PER_CHUNK
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run batches and score their pairs of a position and a target, in order.
+
+    Args:
+        model: A live causal language model.
+        batches: What runs.
+        logits_per_chunk: Largest number of logits held at once.
+
+    Yields:
+        Log-probability (float32) and greedy flag (bool) of some pairs, on the batches' device.
+    """
+    for chunk in logit_chunks(model, batches, logits_per_chunk):
+        yield _pick(chunk.logits, chunk.rows, chunk.targets)
+
+
+def log_distribution(logits: Tensor) -> Tensor:
+    """Return log-probabilities, float32 [positions, vocabulary]; float32 logits on a CPU are overwritten."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        # several times as fast as logsumexp on a CPU; written in place, it touches no further memory
+        return torch.log_softmax(logits, dim=-1, out=logits)
+    return torch.log_softmax(logits, dim=-1, dtype=torch.float32)
 
 
 def _piece(batch: Batch, hidden: Tensor, start: int, stop: int) -> _Piece:
@@ -69,22 +109,18 @@ def _piece(batch: Batch, hidden: Tensor, start: int, stop: int) -> _Piece:
     return _Piece(hidden[start:stop], batch.pair_row[first:end] - start, batch.pair_target[first:end])
 
 
-def _score(model: PreTrainedModel, pieces: list[_Piece]) -> tuple[Tensor, Tensor]:
+def _chunk(model: PreTrainedModel, pieces: list[_Piece]) -> Chunk:
     logits = logits_of(model, torch.cat([piece.hidden for piece in pieces]))
     rows, start = [], 0
     for piece in pieces:
         rows.append(piece.rows + start)
         start += len(piece.hidden)
-    return _pick(logits, torch.cat(rows), torch.cat([piece.targets for piece in pieces]))
+    return Chunk(logits, torch.cat(rows), torch.cat([piece.targets for piece in pieces]))
 
 
 def _pick(logits: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probability and greedy flag of each target, [pairs], given logits [rows, vocabulary]."""
-    if logits.device.type == "cpu" and logits.dtype == torch.float32:
-        # several times as fast as logsumexp on a CPU; written in place, it touches no further memory
-        distribution = torch.log_softmax(logits, dim=-1, out=logits)
-    else:
-        distribution = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    distribution = log_distribution(logits)
     picked = distribution[rows, targets]
     if logits.device.type != "cpu":
         return picked, distribution.argmax(dim=-1)[rows] == targets

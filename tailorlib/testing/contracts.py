@@ -8,22 +8,31 @@ Each check raises an ``AssertionError`` that says what is broken::
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tailorlib.distributions import Params
+from tailorlib.fitness import Fitness, Measurement
 from tailorlib.operation import MergeOperation, Statistic
 from tailorlib.optimizer import Optimizer
 from tailorlib.search_space import FamilyLayout, SearchSpace
 from tailorlib.seeding import numpy_generator, seed_for, torch_generator
 from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from tailorlib.evaluation.engine import Engine
 
 LAYOUT = FamilyLayout(("a", "b", "c"), 6, ("full_attention",) * 6)
 """A small family layout for checks of spaces and optimizers."""
@@ -63,6 +72,57 @@ def check_merge_operation(op: MergeOperation, *, samples: int = 3) -> None:
                     f"{what}: {op.name}() with the same params gives another result. Declare in distributions() "
                     "whatever the merge depends on."
                 )
+
+
+def check_fitness(fitness: Fitness, model: PreTrainedModel, engine: Engine) -> None:
+    """Check a fitness: determinism, results of samples that can be kept, continued and shared out.
+
+    Args:
+        fitness: The fitness, before setup, with two samples or more if it is no whole.
+        model: A live model; the dense one, where the fitness compares with it.
+        engine: An engine for the model.
+    """
+    name = type(fitness).__name__
+    with global_randomness_unchanged(name):
+        fitness.check()
+        fitness.setup(engine)
+        if fitness.needs_dense:
+            fitness.observe_dense(model)
+        whole = fitness.evaluate(model)
+        again = fitness.evaluate(model)
+    _check_same(whole, again, f"{name}: two evaluations of one model differ")
+    number, least = fitness.num_samples, fitness.min_samples
+    assert 1 <= least <= number, f"{name}: 1 <= min_samples <= num_samples, got {least} and {number}."
+    everything = range(number)
+    backwards = fitness.score_samples(model, everything[::-1])
+    assert len(backwards) == number, f"{name}: score_samples gives a result for each sample, got {len(backwards)}."
+    try:
+        kept = json.loads(json.dumps(backwards[::-1]))
+    except (TypeError, ValueError) as error:
+        raise AssertionError(f"{name}: results of samples are plain data, as JSON holds it: {error}.") from error
+    _check_same(whole, fitness.summarise(kept), f"{name}: the order in which samples are scored counts")
+    for done in {least, (number + 1) // 2} - {number}:
+        first = fitness.score_samples(model, everything[:done])
+        continued = [*first, *fitness.score_samples(model, everything[done:])]
+        _check_same(whole, fitness.summarise(continued), f"{name}: continued after {done} samples it differs")
+    for parts in (1, 2, 3, number + 1):
+        shards = fitness.shards(everything, parts)
+        assert sorted(i for shard in shards for i in shard) == list(everything), (
+            f"{name}: {parts} shards have each sample once, got {shards}."
+        )
+        assert all(shards) and len(shards) <= parts, (
+            f"{name}: at most {parts} shards, none of them empty, got {shards}."
+        )
+
+
+def _check_same(expected: Measurement, found: Measurement, what: str) -> None:
+    """Check two measurements but for the last digits, which depend on what runs together."""
+    assert set(found.metrics) == set(expected.metrics), f"{what}: the metrics have other names."
+    pairs = {"score": (expected.score, found.score)} | {
+        metric: (value, found.metrics[metric]) for metric, value in expected.metrics.items()
+    }
+    for figure, (a, b) in pairs.items():
+        assert math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-6), f"{what}: {figure} is {b}, not {a}."
 
 
 def _with_weights(op: MergeOperation, params: Params, sources: int) -> Iterator[Params]:

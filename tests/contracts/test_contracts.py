@@ -10,9 +10,9 @@ import torch
 from tailorlib_strategies.operations import LayerRemoval
 from tailorlib_strategies.search_spaces import PruningSpace
 
-from tailorlib import MergeOperation, Optimizer
+from tailorlib import Fitness, Measurement, MergeOperation, Optimizer
 from tailorlib.exceptions import PluginError
-from tailorlib.testing.contracts import LAYOUT, check_merge_operation, check_optimizer
+from tailorlib.testing.contracts import LAYOUT, check_fitness, check_merge_operation, check_optimizer
 
 
 class Good(MergeOperation):
@@ -50,6 +50,57 @@ class DividesByZero(Good):
         return tensors[0] / tensors[0].norm()
 
 
+class Words(Fitness):
+    """Scores nothing of the model: a weighted mean of some numbers, one a sample."""
+
+    num_samples = 5
+
+    def _score_samples(self, model, samples):
+        return [float(i) for i in samples]
+
+    def _summarise(self, results):
+        return Measurement(sum(k * result for k, result in enumerate(results, start=1)) / len(results))
+
+
+class CountsCalls(Words):
+    calls = 0
+
+    def _score_samples(self, model, samples):
+        self.calls += 1
+        return [float(i + self.calls) for i in samples]
+
+
+class DependsOnOthers(Words):
+    def _score_samples(self, model, samples):
+        return [i / len(samples) for i in samples]
+
+
+class Ignores(Words):
+    def _score_samples(self, model, samples):
+        return sorted(super()._score_samples(model, samples))
+
+
+class KeepsTensors(Words):
+    def _score_samples(self, model, samples):
+        return list(torch.tensor(samples, dtype=torch.float32))
+
+
+class Drops(Words):
+    def shards(self, samples, number):
+        return [list(samples[i::number])[:2] for i in range(number)]
+
+
+class LeavesEmpty(Words):
+    def shards(self, samples, number):
+        return [list(samples[i::number]) for i in range(number)]
+
+
+class GlobalScore(Words):
+    def _summarise(self, results):
+        torch.rand(1)
+        return super()._summarise(results)
+
+
 class GlobalSearch(Optimizer):
     def _ask(self):
         return {"removed": tuple(sorted(np.random.permutation(6)[:2].tolist()))}  # noqa: NPY002
@@ -78,6 +129,26 @@ def test_a_broken_operation_is_caught(make: Callable[[], MergeOperation], messag
         check_merge_operation(make())
 
 
+def test_a_sound_fitness_passes() -> None:
+    check_fitness(Words(), None, None)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (CountsCalls, "two evaluations of one model differ: score"),
+        (DependsOnOthers, r"continued after \d samples it differs: score"),
+        (Ignores, "the order in which samples are scored counts"),
+        (KeepsTensors, "plain data, as JSON holds it"),
+        (Drops, "1 shards have each sample once"),
+        (LeavesEmpty, "at most 6 shards, none of them empty"),
+    ],
+)
+def test_a_broken_fitness_is_caught(broken: type[Fitness], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_fitness(broken(), None, None)
+
+
 @pytest.fixture
 def restore_randomness():
     with torch.random.fork_rng(devices=[]):
@@ -90,6 +161,12 @@ def restore_randomness():
 def test_global_noise_is_caught() -> None:
     with pytest.raises(AssertionError, match="global random numbers of torch"):
         check_merge_operation(GlobalNoise())
+
+
+@pytest.mark.usefixtures("restore_randomness")
+def test_a_fitness_with_global_noise_is_caught() -> None:
+    with pytest.raises(AssertionError, match="GlobalScore draws from the global random numbers of torch"):
+        check_fitness(GlobalScore(), None, None)
 
 
 @pytest.mark.usefixtures("restore_randomness")

@@ -115,10 +115,11 @@ def test_chance_is_one_over_the_number_of_choices(
         ["tiny_choice", "tiny_text"], Engine(tokenizer, CPU, 256), TaskSettings(include_path=tasks)
     )
     mean = sum(1 / len(doc["c"]) for doc in choice_documents) / len(choice_documents)
-    assert ours.chance["tiny_choice/acc"] == pytest.approx(mean)
-    assert ours.chance["tiny_choice/probability"] == pytest.approx(mean)
-    assert "tiny_choice/exact_match" not in ours.chance
-    assert not any(name.startswith("tiny_text") for name in ours.chance)
+    assert ours.chance()["tiny_choice/acc"] == pytest.approx(mean)
+    assert ours.chance()["tiny_choice/probability"] == pytest.approx(mean)
+    assert "tiny_choice/exact_match" not in ours.chance()
+    assert not any(name.startswith("tiny_text") for name in ours.chance())
+    assert ours.chance({"tiny_choice": [0], "tiny_text": [0]})["tiny_choice/acc"] == pytest.approx(1 / 3)
 
 
 def test_data_files_are_found_beside_the_task_file(

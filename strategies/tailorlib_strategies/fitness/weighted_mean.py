@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tailorlib.evaluation.samples import interleaved, joined
 from tailorlib.exceptions import EvaluationError, RecipeError, TailorError
-from tailorlib.fitness import Fitness, Measurement
+from tailorlib.fitness import Fitness, Measurement, SampleResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 class WeightedMean(Fitness):
     """Scores a model by the weighted mean of several fitnesses' scores.
+
+    Its samples are those of all parts, mixed in proportion.
 
     Args:
         parts: The fitnesses by name.
@@ -57,11 +60,33 @@ class WeightedMean(Fitness):
         if faults:
             raise RecipeError(faults)
         self._unit: Mapping[str, float] = dict.fromkeys(parts, 1.0)
+        self._samples: list[tuple[str, int]] = []
+        self._min_samples = 1
 
     @property
     def tokens(self) -> int:
         """Number of tokens that one evaluation runs through the model."""
         return sum(part.tokens for part in self.parts.values())
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of all parts, after :meth:`setup`."""
+        return len(self._samples)
+
+    @property
+    def min_samples(self) -> int:
+        """Number of first samples with which each part has as many as it needs."""
+        return self._min_samples
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether a part has to look at the dense model."""
+        return any(part.needs_dense for part in self.parts.values())
+
+    def observe_dense(self, model: PreTrainedModel) -> None:
+        """Let every part look at the dense model."""
+        for part in self.parts.values():
+            part.observe_dense(model)
 
     def check(self) -> None:
         """Check every part's data.
@@ -99,12 +124,34 @@ class WeightedMean(Fitness):
         self._unit = unit
         return replace(dense, score=self._mean(unit), parts={**dense.parts, **unit})
 
+    def shards(self, samples: Sequence[int], number: int) -> list[list[int]]:
+        """Let each part share out its samples, and join them."""
+        lists = []
+        for name, places in self._by_part(samples).items():
+            of = {self._samples[place][1]: place for place in places}
+            lists.append([[of[i] for i in part] for part in self.parts[name].shards(list(of), number)])
+        return joined(lists, number)
+
     def _setup(self, engine: Engine) -> None:
         for part in self.parts.values():
             part.setup(engine)
+        names = list(self.parts)
+        self._samples = [(names[k], i) for k, i in interleaved([p.num_samples for p in self.parts.values()])]
+        least = {(name, part.min_samples - 1) for name, part in self.parts.items()}
+        self._min_samples = max(i for i, sample in enumerate(self._samples, start=1) if sample in least)
 
-    def _evaluate(self, model: PreTrainedModel) -> Measurement:
-        found = {name: part.evaluate(model) for name, part in self.parts.items()}
+    def _score_samples(self, model: PreTrainedModel, samples: Sequence[int]) -> list[SampleResult]:
+        found: dict[int, SampleResult] = {}
+        for name, places in self._by_part(samples).items():
+            results = self.parts[name].score_samples(model, [self._samples[place][1] for place in places])
+            found.update(zip(places, results, strict=True))
+        return [found[place] for place in samples]
+
+    def _summarise(self, results: Sequence[SampleResult]) -> Measurement:
+        found = {
+            name: self.parts[name].summarise([results[place] for place in places])
+            for name, places in self._by_part(range(len(results))).items()
+        }
         scores = {name: part.score for name, part in found.items()}
         return Measurement(
             score=self._mean(scores),
@@ -112,6 +159,13 @@ class WeightedMean(Fitness):
             chance={f"{name}/{k}": v for name, part in found.items() for k, v in part.chance.items()},
             parts=scores | {f"{name}/{k}": v for name, part in found.items() for k, v in part.parts.items()},
         )
+
+    def _by_part(self, samples: Sequence[int]) -> dict[str, list[int]]:
+        """Return the samples of each part, as this fitness numbers them; parts without any are left out."""
+        found: dict[str, list[int]] = {name: [] for name in self.parts}
+        for place in samples:
+            found[self._samples[place][0]].append(place)
+        return {name: places for name, places in found.items() if places}
 
     def _mean(self, scores: Mapping[str, float]) -> float:
         total = math.fsum(self.weights[name] * score / self._unit[name] for name, score in scores.items())

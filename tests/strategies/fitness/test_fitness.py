@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from jsonargparse import ArgumentParser
 from tailorlib_strategies.fitness import LMEval, Perplexity, WeightedMean
 from tailorlib_strategies.texts.files import PlainText
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailorlib import Fitness, Measurement, TextSource
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import DataError, EvaluationError, RecipeError
-from tailorlib.testing.tiny import write_tiny_model
+from tailorlib.testing.contracts import check_fitness
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 6
 DOCUMENTS = [
@@ -40,13 +38,6 @@ class Fixed(Fitness):
     def _evaluate(self, model: Any) -> Measurement:
         score = self.scores.pop(0)
         return Measurement(score, metrics={"figure": score}, chance={"figure": 0.5})
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Engine]:
-    folder = write_tiny_model(tmp_path_factory.mktemp("model"), num_layers=2)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return AutoModelForCausalLM.from_pretrained(folder).eval(), Engine(tokenizer, torch.device("cpu"), 256)
 
 
 @pytest.fixture
@@ -116,7 +107,7 @@ def test_lm_eval_reports_metrics_probability_and_chance(live: tuple[Any, Engine]
     fitness.setup(engine)
     found = fitness.evaluate(model)
     names = {f"{task}/{metric}" for task in ("first", "second") for metric in ("acc", "acc_norm", "probability")}
-    assert set(found.metrics) == names
+    assert set(found.metrics) == names | {"first/margin", "second/margin"}
     assert set(found.chance) == names
     assert set(found.chance.values()) == {0.5}
     assert found.score == pytest.approx(
@@ -236,3 +227,15 @@ fitness:
     assert text.max_tokens == 64
     assert isinstance(questions, LMEval)
     assert (questions.names, questions.limit, questions.signal) == (["first", "second"], 0.5, "metric")
+
+
+def test_the_fitness_of_the_tutorial_keeps_the_contract(live: tuple[Any, Engine]) -> None:
+    page = Path(__file__).parents[3] / "docs" / "write-a-plugin.md"
+    (code,) = [block for block in page.read_text().split("```python\n") if "class FirstChoice" in block]
+    names: dict[str, Any] = {"__name__": "tutorial"}
+    exec(compile(code.split("```")[0], str(page), "exec", dont_inherit=True), names)
+    fitness = names["FirstChoice"](["The quick brown fox", "The lazy dog. " * 3, "Anna has 3 apples"])
+    check_fitness(fitness, *live)
+    found = fitness.evaluate(live[0], 2)
+    assert found.score == found.metrics["first_choice"]
+    assert 0 <= found.score <= 1
