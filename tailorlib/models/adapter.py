@@ -72,7 +72,7 @@ class AdapterCheckpoint(Checkpoint):
         lora_b = self._matrix(module, "B")  # [out, r]
         delta = (lora_b @ lora_a).mul_(self._scaling(module, lora_a.shape[0]))
         if self._config.get("fan_in_fan_out"):
-            delta = delta.T
+            delta = delta.T.contiguous()  # in the order in which files hold it
         return delta.add_(weight.to(torch.float32)).to(weight.dtype)
 
     def origin(self, name: str) -> tuple[Checkpoint, str]:

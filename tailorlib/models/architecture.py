@@ -52,15 +52,15 @@ class Experts:
             return {self.name(e, self.down): shape[1:] for e in range(shape[0])}
         return {re.sub(r"^mlp\.", f"{self.stored}.", name): shape}
 
+    def stacks(self, name: str) -> bool:
+        """Say whether a tensor of a layer is one expert's matrix, given its name as files have it."""
+        return re.match(rf"{re.escape(self.stored)}\.experts\.\d+\.", name) is not None
+
     def stacked(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a live layer's tensors, given those of the files; a layer without experts is left as it is."""
-        own = re.compile(rf"^{re.escape(self.stored)}\.experts\.\d+\.")
-        live = {
-            re.sub(rf"^{re.escape(self.stored)}\.", "mlp.", n): t for n, t in tensors.items() if not own.match(n)
-        }
-        experts = range(
-            sum(name.endswith(f".{self.down}.weight") and own.match(name) is not None for name in tensors)
-        )
+        own = {name for name in tensors if self.stacks(name)}
+        live = {re.sub(rf"^{re.escape(self.stored)}\.", "mlp.", n): t for n, t in tensors.items() if n not in own}
+        experts = range(sum(name.endswith(f".{self.down}.weight") for name in own))
         if experts:
             pairs = (torch.cat([tensors[self.name(e, p)] for p in (self.gate, self.up)]) for e in experts)
             live["mlp.experts.gate_up_proj"] = torch.stack(list(pairs))

@@ -91,6 +91,18 @@ class Assembly:
         scaled = self._factor(plan, suffix) != 1
         return part.sources[0] if part.operation == SELECT and not scaled else None
 
+    def is_view(self, model: str, name: str, dtype: torch.dtype) -> bool:
+        """Say whether a model's tensor, in some data type on the CPU, is a view of a mapped file.
+
+        Args:
+            model: The model's name.
+            name: The tensor's name in checkpoint files.
+            dtype: The data type that it is asked for in.
+        """
+        checkpoint, stored = self.checkpoints[model].origin(name)
+        types = {checkpoint.dtype(stored), self.checkpoints[BASE].dtype(name), dtype}
+        return len(types) == 1 and checkpoint.maps(stored)
+
     def operation(self, name: str) -> MergeOperation:
         """Return the merge operation of that name, made without arguments: a plan holds all it needs.
 

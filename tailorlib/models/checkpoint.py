@@ -62,6 +62,10 @@ class Checkpoint(ABC):
         """Return the checkpoint that really holds a tensor: equal origins are equal tensors."""
         return self, name
 
+    def maps(self, name: str) -> bool:
+        """Say whether :meth:`tensor` returns a view of a mapped file, and not a tensor in memory of its own."""
+        return False
+
     def where(self, name: str) -> str:
         """Return where a tensor is stored, for error messages."""
         return type(self).__name__
@@ -132,7 +136,7 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def _keep(self, info: dict[str, TensorInfo]) -> None:
         self._info = info
-        self._stamps = {file: Stamp.of(file.stat()) for file in {i.file for i in info.values()}}
+        self._stamps = {file: _stamp(file) for file in {i.file for i in info.values()}}
         self._open: dict[Path, Any] = {}
 
     def keys(self) -> tuple[str, ...]:
@@ -160,6 +164,10 @@ class SafetensorsCheckpoint(Checkpoint):
         except (OSError, SafetensorError) as error:
             raise ModelError(f"The tensor {name!r} of {str(file)!r} can't be read: {error}.") from error
         return tensor
+
+    def maps(self, name: str) -> bool:
+        """Say whether a tensor is a view of the mapped file: always, except within ``private_reads``."""
+        return private_reader() is None
 
     def where(self, name: str) -> str:
         """Return the file that holds a tensor."""
@@ -221,3 +229,13 @@ class SafetensorsCheckpoint(Checkpoint):
                 )
             info.update({n: header[n] for n in names})
         return info
+
+
+def _stamp(file: Path) -> Stamp:
+    try:
+        return Stamp.of(file.stat())
+    except OSError as error:
+        raise ModelError(
+            f"The checkpoint file {str(file)!r} went away while it was opened: {error.strerror}. Let what moves "
+            "it finish, then start again."
+        ) from error

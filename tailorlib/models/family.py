@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from tailorlib.models.compatibility import config_differences, shape_differences
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
 from tailorlib.models.prefixed import with_prefix
 from tailorlib.models.quantization import QUANTIZATIONS, QuantizationName
+from tailorlib.models.shared import SharedTensors, folder_digest
 from tailorlib.models.source import ModelSource, resolve
 from tailorlib.models.statistics import LayerStatistics
 from tailorlib.models.stitching import Stitcher, build_skeleton
@@ -45,6 +47,10 @@ class ModelFamily:
             the stored weights and then quantised. Exports are never quantised.
         calibration: Text for the layer statistics that merges such as RegMean and Fisher ask for.
         calibration_tokens: Number of tokens of that text to gather them over, from its beginning.
+        layer_cache_mib: Memory for the models' own layers that are kept in the compute data type, in MiB; no limit
+            by default. The least recently used ones go first, and never one that the present tailoring uses: a
+            tailoring that exceeds the budget by itself still runs, and no other layer is kept. Layers that are
+            views of mapped files take none of it: evaluated on a CPU in the data type in which they are stored.
     """
 
     def __init__(
@@ -56,10 +62,12 @@ class ModelFamily:
         quantization: QuantizationName = "none",
         calibration: TextSource | None = None,
         calibration_tokens: int = 65_536,
+        layer_cache_mib: int | None = None,
     ) -> None:
         self.base, self.candidates = base, dict(candidates or {})
         self.dtype, self.merge_cache_mib, self.quantization = dtype, merge_cache_mib, quantization
         self.calibration, self.calibration_tokens = calibration, calibration_tokens
+        self.layer_cache_mib = layer_cache_mib
         self._required: set[Statistic] = set()
         self._statistics: LayerStatistics | None = None
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -70,6 +78,7 @@ class ModelFamily:
         self._tokenizer: Any = None
         self._assembly: Assembly | None = None
         self._stitcher: Stitcher | None = None
+        self._shared: SharedTensors | None = None
 
     def _sources(self) -> tuple[str, dict[str, str]]:
         """Return the references of base and candidates; a subclass may create models first."""
@@ -138,10 +147,35 @@ class ModelFamily:
                 dtype=compute_dtype(self.dtype, device),
                 quantization=self.quantization,
                 merge_cache_bytes=self.merge_cache_mib * 2**20,
+                layer_cache_bytes=None if self.layer_cache_mib is None else self.layer_cache_mib * 2**20,
                 generation_folder=self.source.folder,
             )
+            self._stitcher.share(self._shared)
         if self._statistics is not None:
             self._statistics.gather(sorted(self._required))
+
+    def share_weights(self, folder: Path) -> SharedTensors:
+        """Hold computed weights once per node, and not once per process; after :meth:`prepare`.
+
+        To be called in every process of a node with one folder of that node, best before :meth:`load`: what was
+        taken before stays private. It has an effect on CPUs only, and without quantisation; see
+        :meth:`tailorlib.models.stitching.Stitcher.share`.
+
+        Args:
+            folder: An existing folder, such as that of a :class:`tailorlib.models.shared.SharedFolder`.
+
+        Returns:
+            What shares them; it counts what this process computed, and what it found.
+
+        Raises:
+            ModelError: If there is no such folder.
+        """
+        base = self.sources[BASE].folder
+        models = {name: folder_digest(source.folder, base) for name, source in self.sources.items()}
+        self._shared = SharedTensors(folder, models)
+        if self._stitcher is not None:
+            self._stitcher.share(self._shared)
+        return self._shared
 
     @property
     def layout(self) -> FamilyLayout:
@@ -305,6 +339,8 @@ class ModelFamily:
             faults.append(f"quantization is one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}.")
         if self.merge_cache_mib < 0:
             faults.append(f"merge_cache_mib is 0 or more, got {self.merge_cache_mib}.")
+        if self.layer_cache_mib is not None and self.layer_cache_mib < 0:
+            faults.append(f"layer_cache_mib is 0 or more, or null for no limit, got {self.layer_cache_mib}.")
         if self.calibration_tokens < 1:
             faults.append(f"calibration_tokens is 1 or more, got {self.calibration_tokens}.")
         return faults

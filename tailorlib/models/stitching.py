@@ -1,15 +1,15 @@
 """Stitching: live tailored models made by reference.
 
 One skeleton model is kept, and a candidate is an ordered list of decoder-layer modules swapped into it. Removing
-and selecting layers copies nothing; only merged layers are computed, once, and kept within a byte budget.
+and selecting layers copies nothing; only merged layers are computed, once. Both kinds are kept within byte
+budgets.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ from transformers.initialization import no_init_weights
 
 from tailorlib.models.architecture import cut_config, slot_index
 from tailorlib.models.assembly import Assembly
-from tailorlib.models.quantization import QuantizationName, Quantizer, stored_bytes
+from tailorlib.models.freed import give_back_freed_memory
+from tailorlib.models.layer_cache import LayerCache, LayerModules, StitchingCounts
+from tailorlib.models.quantization import QuantizationName, Quantizer
+from tailorlib.models.reading import private_reads
+from tailorlib.models.shared import SharedTensors
 from tailorlib.tailoring import LayerPlan, LayerSource, Owner, Tailoring
 
 
@@ -38,57 +42,6 @@ def build_skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
-@dataclass
-class LayerModules:
-    """The tensors of one layer, and as many modules over them as slots that it fills at once.
-
-    Args:
-        tensors: The layer's tensors by name, on the device, in the compute data type.
-        modules: Modules that share these tensors.
-    """
-
-    tensors: dict[str, Tensor]
-    modules: list[nn.Module] = field(default_factory=list)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(stored_bytes(t) for t in self.tensors.values())
-
-
-class MergedLayers:
-    """Merged layers, the least recently used ones dropped when they exceed a byte budget.
-
-    Args:
-        budget: Bytes to keep at most; a single layer that exceeds it is used and not kept.
-    """
-
-    def __init__(self, budget: int) -> None:
-        self.budget, self.nbytes, self.hits, self.misses = budget, 0, 0, 0
-        self._layers: OrderedDict[Hashable, LayerModules] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def get(self, key: Hashable) -> LayerModules | None:
-        """Return a kept layer and count a hit, or ``None`` and count a miss."""
-        layer = self._layers.get(key)
-        if layer is None:
-            self.misses += 1
-        else:
-            self.hits += 1
-            self._layers.move_to_end(key)
-        return layer
-
-    def put(self, key: Hashable, layer: LayerModules) -> None:
-        """Keep a layer, and drop old ones until the budget holds."""
-        self._layers[key] = layer
-        self.nbytes += layer.nbytes
-        while self.nbytes > self.budget:
-            _, dropped = self._layers.popitem(last=False)
-            self.nbytes -= dropped.nbytes
-
-
 class Stitcher:
     """Makes live models of tailorings; each is valid until the next one is made.
 
@@ -99,6 +52,8 @@ class Stitcher:
         dtype: Data type that they compute in.
         quantization: How the layers' matrices are quantised: ``"none"``, ``"nf4"``, ``"fp4"`` or ``"int8"``.
         merge_cache_bytes: Budget of merged layers that are kept.
+        layer_cache_bytes: Budget of the models' own layers that are kept; no limit if ``None``. Views of mapped
+            files take nothing of it.
         generation_folder: Folder whose ``generation_config.json`` the model takes, if it has one.
     """
 
@@ -111,11 +66,15 @@ class Stitcher:
         dtype: torch.dtype,
         quantization: QuantizationName = "none",
         merge_cache_bytes: int,
+        layer_cache_bytes: int | None = None,
         generation_folder: Path | None = None,
     ) -> None:
         self.assembly, self.config, self.device, self.dtype = assembly, config, device, dtype
-        self.merged = MergedLayers(merge_cache_bytes)
-        self._selected: dict[tuple[str, int], LayerModules] = {}
+        self.merged: LayerCache[Any] = LayerCache(merge_cache_bytes)
+        self.selected: LayerCache[tuple[str, int]] = LayerCache(
+            layer_cache_bytes, dropped=self.merged.drop_borrowers
+        )
+        self._shared: SharedTensors | None = None
         self._outer: dict[tuple[int, str], tuple[str, LayerModules]] = {}
         self.model = build_skeleton(config, dtype)
         for module in self.model.modules():
@@ -130,80 +89,171 @@ class Stitcher:
         if generation_folder is not None and (generation_folder / "generation_config.json").is_file():
             self.model.generation_config = GenerationConfig.from_pretrained(generation_folder)
 
+    def share(self, shared: SharedTensors | None) -> None:
+        """Take what has to be computed of single models from files that all processes of this node map.
+
+        That is layers and outer parts in another data type than the compute data type, with an adapter or an
+        aligned vocabulary. Bits are those of private ones. What is in memory already stays there.
+
+        Only on a CPU, and not quantised, else this does nothing: the memory of another device maps no file, and
+        quantised layers are small. Merged layers stay private: each is used by one process, for a few candidates.
+        """
+        if self.device.type == "cpu" and self._quantizer is None:
+            self._shared = shared
+
     def stitch(self, tailoring: Tailoring) -> PreTrainedModel:
         """Put a tailoring's layers into the skeleton.
 
         Returns:
-            The skeleton, in evaluation mode, without gradients. The next call changes it.
+            The skeleton, in evaluation mode, without gradients. The next call changes it, and first takes all
+            weights out of it: what its tailoring doesn't use is let go before anything is made for it.
         """
+        self._clear()
+        self._expect(tailoring)
         modules = self._layer_modules(tailoring)
         for i, module in enumerate(modules):
             for part in module.modules():
                 if hasattr(part, "layer_idx"):  # it indexes the KV cache
                     part.layer_idx = i  # type: ignore[assignment]
-        parent, _, name = self.assembly.architecture.layers.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, nn.ModuleList(modules))
+        self._set_layers(modules)
         self._set_outer(tailoring)
         cut_config(self.model.config, self.config, [slot_index(p) for p in tailoring.layers])
         return self.model
 
+    @property
+    def counts(self) -> StitchingCounts:
+        """How often layers were found in memory until now."""
+        selected, merged = self.selected, self.merged
+        return StitchingCounts(selected.hits, selected.misses, merged.hits, merged.misses)
+
     def memory(self) -> dict[str, int]:
-        """Return the bytes that are held: by the layers taken of each model, and by ``"merged"`` ones."""
-        held: Counter[str] = Counter({"merged": self.merged.nbytes})
-        for (model, _), layer in self._selected.items():
-            held[model] += layer.nbytes
-        for owner, parts in self._outer.values():
-            held[owner] += parts.nbytes
+        """Return the bytes that are held: by the layers taken of each model, and by ``"merged"`` ones.
+
+        ``"mapped"`` is the share of all these in views of mapped files. It is page cache and not memory of the
+        process: the system can drop it, and holds it once for all processes.
+        """
+        held: Counter[str] = Counter({"merged": 0, "mapped": 0})
+        layers = [(model, layer) for (model, _), layer in self.selected.items()]
+        layers += [("merged", layer) for _, layer in self.merged.items()]
+        for owner, layer in [*layers, *self._outer.values()]:
+            held[owner] += layer.nbytes + layer.mapped_nbytes
+            held["mapped"] += layer.mapped_nbytes
         return dict(held)
 
+    def _clear(self) -> None:
+        self._set_layers([])
+        for name in self.assembly.outer_names:
+            module, _, attribute = name.rpartition(".")
+            setattr(self.model.get_submodule(module), attribute, None)
+        if self.model.config.tie_word_embeddings:
+            self.model.get_output_embeddings().weight = None
+
+    def _set_layers(self, modules: list[nn.Module]) -> None:
+        parent, _, name = self.assembly.architecture.layers.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, nn.ModuleList(modules))
+
+    def _expect(self, tailoring: Tailoring) -> None:
+        selected, merged = set[LayerSource](), set[Any]()
+        for plan in tailoring.layers:
+            if plan.is_selection:
+                selected.add(plan.sources[0])
+            else:
+                merged.add((plan, tailoring.seed))
+                selected.update(self._lent(plan).values())
+        for name in self.assembly.outer_names:
+            owner = self.assembly.owner(tailoring, name)
+            if not isinstance(owner, str):
+                merged.add((owner, name, tailoring.seed))
+        self.selected.expect({(source.model, source.layer) for source in selected})
+        self.merged.expect(merged)
+
     def _layer_modules(self, tailoring: Tailoring) -> list[nn.Module]:
-        uses: Counter[tuple[Any, ...]] = Counter()
-        held: dict[tuple[LayerPlan, int], LayerModules] = {}
+        uses: Counter[int] = Counter()
         modules = []
         for plan in tailoring.layers:
-            key = (plan, tailoring.seed)
             if plan.is_selection:
                 layer = self._select(plan.sources[0], tailoring.seed)
             else:
-                layer = held[key] = held.get(key) or self._merge(plan, tailoring.seed)
-            source = plan.sources[0]
-            name: tuple[Any, ...] = (source.model, source.layer) if plan.is_selection else key
-            if uses[name] == len(layer.modules):  # a module can't stand in two places: it has one layer_idx
+                layer = self._merge(plan, tailoring.seed)
+            if uses[id(layer)] == len(layer.modules):  # a module can't stand in two places: it has one layer_idx
                 layer.modules.append(self._module(plan, layer.tensors))
-            modules.append(layer.modules[uses[name]])
-            uses[name] += 1
+            modules.append(layer.modules[uses[id(layer)]])
+            uses[id(layer)] += 1
         return modules
 
     def _select(self, source: LayerSource, seed: int) -> LayerModules:
         key = (source.model, source.layer)
-        if key not in self._selected:
-            plan = LayerPlan((source,))
-            self._selected[key] = self._materialise(plan, self.assembly.layer_tensors(plan, seed))
-        return self._selected[key]
+        layer = self.selected.get(key)
+        if layer is None:
+            plan, experts = LayerPlan((source,)), self.assembly.architecture.experts
+            computed = [
+                suffix
+                for suffix in self.assembly.suffixes(plan)
+                if self._quantizer is not None
+                or not self._is_view(plan, suffix)
+                or (experts is not None and experts.stacks(suffix))
+            ]
+            layer = self._made(plan, [s for s in self.assembly.suffixes(plan) if s not in computed], seed)
+            if computed:
+                what = ("layer", source.layer, str(self.dtype))
+                tensors, mapped = self._computed(
+                    source.model, what, lambda: self._made(plan, computed, seed).tensors
+                )
+                layer = LayerModules({**layer.tensors, **tensors}, layer.mapped.union(tensors if mapped else ()))
+            self.selected.put(key, layer)
+            give_back_freed_memory()
+        return layer
+
+    def _computed(
+        self, model: str, what: tuple[str | int, ...], build: Callable[[], dict[str, Tensor]]
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Return tensors that are computed of one model, and whether they are mapped from a shared file."""
+
+        def built() -> dict[str, Tensor]:
+            with private_reads():  # the stored tensors are not needed again: no page of them shall stay
+                return build()
+
+        return (built(), False) if self._shared is None else self._shared.get(model, what, built)
 
     def _merge(self, plan: LayerPlan, seed: int) -> LayerModules:
         layer = self.merged.get((plan, seed))
         if layer is None:
-            layer = self._materialise(plan, self._tensors(plan, seed))
+            lent = self._lent(plan)
+            taken = {suffix: self._select(source, seed).tensors[suffix] for suffix, source in lent.items()}
+            made = self._made(plan, [s for s in self.assembly.suffixes(plan) if s not in lent], seed)
+            lenders = frozenset((source.model, source.layer) for source in lent.values())
+            layer = LayerModules({**made.tensors, **taken}, made.mapped, frozenset(lent), lenders)
             self.merged.put((plan, seed), layer)
         return layer
 
-    def _tensors(self, plan: LayerPlan, seed: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield a layer's tensors; those taken as they are by reference, if files name them as models do."""
-        for suffix in self.assembly.suffixes(plan):
-            source = self.assembly.taken_from(plan, suffix)
-            by_reference = self._quantizer is None and self.assembly.architecture.experts is None
-            if source is not None and by_reference:
-                yield suffix, self._select(source, seed).tensors[suffix]
-            else:
-                yield suffix, self.assembly.layer_tensor(plan, suffix, seed, self.device)
+    def _lent(self, plan: LayerPlan) -> dict[str, LayerSource]:
+        """Return which tensors are taken as they are from which layer, if files name them as models do."""
+        if self._quantizer is not None or self.assembly.architecture.experts is not None:
+            return {}
+        taken = {suffix: self.assembly.taken_from(plan, suffix) for suffix in self.assembly.suffixes(plan)}
+        return {suffix: source for suffix, source in taken.items() if source is not None}
 
-    def _materialise(self, plan: LayerPlan, tensors: Iterable[tuple[str, Tensor]]) -> LayerModules:
+    def _made(self, plan: LayerPlan, suffixes: Iterable[str], seed: int) -> LayerModules:
+        """Return some tensors of a layer in memory of this process, or as views of mapped checkpoints."""
         live_layer = self.assembly.architecture.live_layer
-        if self._quantizer is None:
-            return LayerModules(live_layer({name: t.to(self.device, self.dtype) for name, t in tensors}))
-        # matrices are quantised from their stored data type, one after the other
-        return LayerModules(self._quantizer.quantize(self._templates[slot_index(plan)], live_layer(dict(tensors))))
+        stored = {}
+        for suffix in suffixes:
+            tensor = self.assembly.layer_tensor(plan, suffix, seed, self.device)
+            # matrices are quantised from their stored data type
+            stored[suffix] = tensor if self._quantizer is not None else tensor.to(self.device, self.dtype)
+        tensors = live_layer(stored)
+        views = {id(tensor) for suffix, tensor in stored.items() if self._is_view(plan, suffix)}
+        if self._quantizer is not None:
+            tensors = self._quantizer.quantize(self._templates[slot_index(plan)], tensors)
+        return LayerModules(tensors, frozenset(name for name, tensor in tensors.items() if id(tensor) in views))
+
+    def _is_view(self, plan: LayerPlan, suffix: str) -> bool:
+        """Say whether a layer's tensor, not quantised, is a view of a mapped checkpoint."""
+        source = self.assembly.taken_from(plan, suffix)
+        if source is None or self.device.type != "cpu":
+            return False
+        name = self.assembly.architecture.layer_prefix(source.layer) + suffix
+        return self.assembly.is_view(source.model, name, self.dtype)
 
     def _module(self, plan: LayerPlan, tensors: dict[str, Tensor]) -> nn.Module:
         # the config is shared and not copied: the live model's settings must reach every layer
@@ -231,16 +281,27 @@ class Stitcher:
         if not isinstance(owner, str):
             merged = self.merged.get((owner, name, seed))
             if merged is None:
-                merged = self._placed(owner, name, seed)
+                merged = LayerModules(self._placed(owner, name, seed))
                 self.merged.put((owner, name, seed), merged)
             return merged.tensors[name]
         # an adapter that leaves the embeddings alone shares them with its base
-        checkpoint, stored = self.assembly.checkpoints[owner].origin(self.assembly.architecture.stored_name(name))
-        key = (id(checkpoint), stored)
+        stored = self.assembly.architecture.stored_name(name)
+        origin = self.assembly.checkpoints[owner].origin(stored)
+        key = (id(origin[0]), origin[1])
         if key not in self._outer:
-            self._outer[key] = owner, self._placed(owner, name, seed)
+            first = next(m for m, c in self.assembly.checkpoints.items() if c.origin(stored) == origin)
+            self._outer[key] = owner, self._outer_part(first, name, seed)
         return self._outer[key][1].tensors[name]
 
-    def _placed(self, owner: Owner, name: str, seed: int) -> LayerModules:
+    def _outer_part(self, model: str, name: str, seed: int) -> LayerModules:
+        stored = self.assembly.architecture.stored_name(name)
+        if self.device.type == "cpu" and self.assembly.is_view(model, stored, self.dtype):
+            return LayerModules(self._placed(model, name, seed), frozenset([name]))
+        what = ("outer", name, str(self.dtype))
+        tensors, mapped = self._computed(model, what, lambda: self._placed(model, name, seed))
+        tensors = {name: nn.Parameter(tensors[name], requires_grad=False)}
+        return LayerModules(tensors, frozenset([name] if mapped else ()))
+
+    def _placed(self, owner: Owner, name: str, seed: int) -> dict[str, Tensor]:
         tensor = self.assembly.outer_tensor(owner, name, seed, self.device).to(self.device, self.dtype)
-        return LayerModules({name: nn.Parameter(tensor, requires_grad=False)})
+        return {name: nn.Parameter(tensor, requires_grad=False)}

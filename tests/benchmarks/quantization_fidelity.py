@@ -1,8 +1,9 @@
 # ruff: noqa: T201
 """Does a quantised family rank candidates as the full-precision one does? Run it as a script.
 
-Random tailorings of a family are scored on text in full precision and quantised; what counts for a search is the
-rank correlation of the two. Example::
+Tailorings of a family are scored on text in full precision and quantised; what counts for a search is the rank
+correlation of the two. Half of them are random. The others are what a search looks at later on, closer to each other:
+the layers that block influence would remove, a few of them exchanged, and some layers selected or merged. Example::
 
     python tests/benchmarks/quantization_fidelity.py BASE --candidate math=FOLDER --candidate code=FOLDER \\
         --text FILE.jsonl:text --text FILE.jsonl:answer --tailorings 32
@@ -23,12 +24,14 @@ from scipy.stats import spearmanr
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.search_spaces import PruningSpace
 from tailorlib_strategies.texts import JSONLines
+from tailorlib_strategies.warm_starts import BlockInfluence
 
-from tailorlib import Tailoring
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.text import text_loss, windows
 from tailorlib.models.family import ModelFamily
 from tailorlib.seeding import numpy_generator
+from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring
+from tailorlib.warm_start import WarmStartContext
 
 
 def arguments() -> argparse.Namespace:
@@ -47,12 +50,30 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def candidates(family: ModelFamily, count: int, ratio: float, seed: int) -> list[Tailoring]:
-    """Return random tailorings: removal, selection and task arithmetic."""
-    space = PruningSpace(LayerRemoval(ratio=ratio), merges=[TaskArithmetic()])
+def candidates(args: argparse.Namespace) -> list[Tailoring]:
+    """Return random tailorings (removal, selection and task arithmetic), then as many near a good one."""
+    family = ModelFamily(args.base, dict(pair.split("=", 1) for pair in args.candidate), dtype=args.dtype)
+    device = torch.device(args.device)
+    family.load(device)
+    space = PruningSpace(LayerRemoval(ratio=args.ratio), merges=[TaskArithmetic()])
     space.setup(family.layout)
-    rng = numpy_generator("quantization", seed)
-    return [space.decode(space.sample(rng)) for _ in range(count)]
+    rng = numpy_generator("quantization", args.seed)
+    spread = [space.decode(space.sample(rng)) for _ in range(args.tailorings - args.tailorings // 2)]
+    start = BlockInfluence(JSONLines(*args.text[0].rsplit(":", 1)))
+    context = WarmStartContext(family, space, Engine(family.tokenizer, device, 1024), args.seed)
+    (good, *_) = start.propose(context)
+    kept = [plan.sources[0].layer for plan in good.layers]
+    close = []
+    for _ in range(args.tailorings // 2):
+        removed = [i for i in range(family.layout.num_layers) if i not in kept]
+        exchanged = set(rng.choice(removed, size=int(rng.integers(0, 3)), replace=False))
+        gone = set(rng.choice(kept, size=len(exchanged), replace=False))
+        now = sorted((set(kept) | exchanged) - gone)
+        drawn = {plan.sources[0].layer: plan for plan in space.decode(space.sample(rng)).layers}
+        own = {i: LayerPlan((LayerSource(BASE, i),)) for i in now}
+        plans = [drawn[i] if i in drawn and rng.random() < 0.4 else own[i] for i in now]
+        close.append(Tailoring(tuple(plans)))
+    return spread + close
 
 
 def losses(args: argparse.Namespace, kind: str, tailorings: Sequence[Tailoring]) -> tuple[np.ndarray, str]:
@@ -72,7 +93,7 @@ def losses(args: argparse.Namespace, kind: str, tailorings: Sequence[Tailoring])
         scores = [engine.score(model, c).log_likelihood.tolist() for c in compiled]
         found.append(np.mean([text_loss(t, s).nats_per_token for t, s in zip(texts, scores, strict=True)]))
     seconds = (time.perf_counter() - started) / len(tailorings)
-    memory = {name: size / 1e6 for name, size in family.stitcher.memory().items() if name != "merged"}
+    memory = {name: size / 1e6 for name, size in family.stitcher.memory().items() if name in ("base", *names)}
     held = ", ".join(f"{name} {size:.0f} MB" for name, size in memory.items())
     return np.array(found), f"{seconds:.2f} s per trial; held: {held}"
 
@@ -85,18 +106,20 @@ def main() -> None:
         f"torch {torch.__version__}"
     )
     print(f"command: {shlex.join(sys.argv)}")
-    family = ModelFamily(args.base, dict(pair.split("=", 1) for pair in args.candidate))
-    family.prepare()
-    tailorings = candidates(family, args.tailorings, args.ratio, args.seed)
+    tailorings = candidates(args)
+    near = slice(len(tailorings) - len(tailorings) // 2, None)
     full, what = losses(args, "none", tailorings)
-    print(f"{args.dtype}: {len(full)} tailorings, {full.mean():.3f} +- {full.std():.3f} nats per token; {what}")
+    print(f"{args.dtype}: {len(full)} tailorings, {full.mean():.3f} +- {full.std():.3f} nats per token", end="")
+    print(f", near the good one {full[near].mean():.3f} +- {full[near].std():.3f}; {what}", flush=True)
     for kind in args.kinds:
         rounded, what = losses(args, kind, tailorings)
         correlation = spearmanr(full, rounded).statistic
         print(
-            f"{kind}: {rounded.mean():.3f} +- {rounded.std():.3f}; rank correlation {correlation:.3f}; "
+            f"{kind}: {rounded.mean():.3f} +- {rounded.std():.3f}; rank correlation {correlation:.3f}, near the "
+            f"good one {spearmanr(full[near], rounded[near]).statistic:.3f}; "
             f"the best by {kind} is number {int(np.argsort(np.argsort(full))[rounded.argmin()]) + 1} "
-            f"in {args.dtype}; {what}"
+            f"in {args.dtype}; {what}",
+            flush=True,
         )
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tailorlib.exceptions import ModelError
+from tailorlib.models import checkpoint
 from tailorlib.models.checkpoint import SafetensorsCheckpoint
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -85,4 +86,18 @@ def test_pickled_weights_are_refused_with_how_to_convert(tmp_path):
 def test_a_folder_without_weights_is_refused(folders, tmp_path):
     shutil.copy(folders["base"] / "config.json", tmp_path)
     with pytest.raises(ModelError, match=r"neither model\.safetensors nor"):
+        SafetensorsCheckpoint(tmp_path)
+
+
+def test_a_file_that_goes_away_while_it_is_opened_is_named(folders, tmp_path, monkeypatch):
+    shutil.copy(folders["base"] / "model.safetensors", tmp_path)
+    read = checkpoint.read_header
+
+    def read_and_remove(file):
+        found = read(file)
+        file.unlink()
+        return found
+
+    monkeypatch.setattr(checkpoint, "read_header", read_and_remove)
+    with pytest.raises(ModelError, match=r"model\.safetensors' went away while it was opened: No such file"):
         SafetensorsCheckpoint(tmp_path)

@@ -129,13 +129,17 @@ def test_the_merge_cache_keeps_to_its_budget(case_family, layers_kept):
     probe = case_family("llama")
     probe.stitch(Tailoring((plans[0],)))
     cache = family.stitcher.merged
-    cache.budget = layers_kept * probe.stitcher.merged.nbytes
+    one = probe.stitcher.merged.nbytes
+    cache.budget = layers_kept * one
     expected = logits(probe.stitch(Tailoring(tuple(plans))))
     assert torch.equal(logits(family.stitch(Tailoring(tuple(plans)))), expected)
-    assert len(cache) == layers_kept
-    assert cache.nbytes <= cache.budget
+    assert cache.nbytes == 4 * one  # the live model holds them all
     family.stitch(Tailoring((plans[3],)))
-    assert cache.hits == (1 if layers_kept else 0)
+    assert (cache.hits, cache.misses) == (1, 4)
+    assert cache.nbytes == max(layers_kept, 1) * one
+    family.stitch(Tailoring((plans[2],)))
+    assert (cache.hits, cache.misses) == ((2, 4) if layers_kept else (1, 5))
+    assert cache.nbytes == max(layers_kept, 1) * one
 
 
 def test_random_masks_depend_on_the_source_and_not_on_the_slot(case_family):
