@@ -3,8 +3,7 @@
 
 Tailorings of a family are scored on text in full precision and quantised; what counts for a search is the rank
 correlation of the two. Half of them are random. The others are closer to each other, as what a search looks at
-later on: the layers that block influence would remove, a few of them exchanged, and some layers selected or merged.
-Example::
+later on: the layers that block influence would remove, a few of them exchanged, and some layers merged. Example::
 
     python tests/benchmarks/quantization_fidelity.py BASE --candidate math=FOLDER --candidate code=FOLDER \\
         --text FILE.jsonl:text --text FILE.jsonl:answer --tailorings 32
