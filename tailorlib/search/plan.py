@@ -1,9 +1,9 @@
 """The plan of a study: its size, memory and time, told before any weight is read.
 
 Time is calibrated and not guessed: the study's own fitness is evaluated on models of the family's config with one
-and with two layers of random weights. The difference is the cost of a layer, the rest that of embeddings, head and
-metrics; both on the device, in the data type and with the batches that the search will use. A rehearsal of the
-optimizer tells how many layers have to run, and how many merges no cache has.
+layer and with a few, of random weights. The difference gives the cost of a layer, the rest is that of embeddings,
+head and metrics; both on the device, in the data type and with the batches that the search will use. A rehearsal
+of the optimizer tells how many layers have to run, and how many merges no cache has.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from statistics import fmean
 
 import torch
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tailorlib.console import step
 from tailorlib.exceptions import EvaluationError
-from tailorlib.models.architecture import tailored_config
+from tailorlib.models.architecture import cut_config, tailored_config
 from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.quantization import Quantizer
 from tailorlib.operation import MergeOperation
@@ -31,6 +31,8 @@ from tailorlib.search.study import Study
 from tailorlib.seeding import numpy_generator, torch_generator
 from tailorlib.tailoring import BASE, SELECT, LayerPlan, Tailoring
 
+_CALIBRATED = 8
+"""Number of layers of the larger model: with fewer, the difference of two times is mostly noise."""
 _REHEARSED = 48
 """Number of trials that are rehearsed: enough to leave the beginning, where the caches are empty."""
 _BYTES_PER_PARAMETER = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01}
@@ -74,8 +76,9 @@ def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
     steps = rehearse(study, min(_REHEARSED, study.settings.trials), dtype) or [
         Step(example, len(example.layers), ()) for example in [_example(study, 0)]
     ]
-    one, two = (_seconds(study, layers, device, dtype) for layers in (1, 2))
-    per_layer = max(two - one, 0.0)
+    few = min(_CALIBRATED, len(steps[0].tailoring.layers))
+    one, several = _seconds(study, few, device, dtype)
+    per_layer = max(several - one, 0.0) / max(1, few - 1)
     run = fmean(step.layers_run for step in steps)
     merging = _merge_seconds(study, [plan for step in steps for plan in step.merged], device) / len(steps)
     trial = max(one + (run - 1) * per_layer, 0.0) + merging
@@ -139,20 +142,28 @@ def _example(study: Study, number: int) -> Tailoring:
     return study.space.decode(study.space.sample(numpy_generator("plan", number)), seed=study.settings.seed)
 
 
-def _seconds(study: Study, layers: int, device: torch.device, dtype: torch.dtype) -> float:
-    """Return the time of one evaluation of a model with a few layers; the shorter one of two."""
-    model = _random_model(study, layers, device, dtype)
-    if study.fitness.needs_dense:
-        study.fitness.observe_dense(model)
-    taken = []
-    for _ in range(2):
-        _synchronise(device)
-        start = time.perf_counter()
-        with suppress(EvaluationError):  # random weights may score nothing finite; the time is the same
-            study.fitness.evaluate(model)
-        _synchronise(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+def _seconds(study: Study, layers: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the times of evaluating a model of one layer and of more: the shortest of three, in turns."""
+    model = _random_model(study, min(layers, 2), device, dtype)
+    parent, _, name = study.family.architecture.layers.rpartition(".")
+    distinct = list(model.get_submodule(study.family.architecture.layers))
+    taken: dict[int, list[float]] = {1: [], layers: []}
+    for _ in range(3):
+        for number, seconds in taken.items():
+            repeated = [
+                i % len(distinct) for i in range(number)
+            ]  # what a layer costs doesn't depend on its weights
+            cut_config(model.config, study.family.config, repeated)
+            setattr(model.get_submodule(parent), name, nn.ModuleList(distinct[i] for i in repeated))
+            if study.fitness.needs_dense:
+                study.fitness.observe_dense(model)
+            _synchronise(device)
+            start = time.perf_counter()
+            with suppress(EvaluationError):  # random weights may score nothing finite; the time is the same
+                study.fitness.evaluate(model)
+            _synchronise(device)
+            seconds.append(time.perf_counter() - start)
+    return min(taken[1]), min(taken[layers])
 
 
 def _random_model(study: Study, layers: int, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -213,7 +224,7 @@ def _one_merge(operation: MergeOperation, plan: LayerPlan, study: Study, device:
 
 
 def _device_bytes(study: Study, dtype: torch.dtype) -> int:
-    """Return the memory of the whole family, should the search come to use every layer of it."""
+    """Return the memory of the whole family, should the search come to use every part of it."""
     family, layers = study.family, study.family.layout.num_layers
     matrices = others = 0
     for plan in Tailoring.whole(BASE, layers).layers:
@@ -224,7 +235,7 @@ def _device_bytes(study: Study, dtype: torch.dtype) -> int:
     per_matrix = _BYTES_PER_PARAMETER.get(family.quantization, dtype.itemsize)
     model = matrices * per_matrix + others * dtype.itemsize
     models = len(family.layout.models)
-    return int(models * model + outer * dtype.itemsize)
+    return int(models * (model + outer * dtype.itemsize))
 
 
 def _disk_bytes(study: Study) -> Iterator[int]:

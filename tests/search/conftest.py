@@ -5,8 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from tailorlib_strategies.fitness import Perplexity
+from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
+from tailorlib_strategies.optimizers import RandomSearch
+from tailorlib_strategies.search_spaces import PruningSpace
+from tailorlib_strategies.texts import PlainText
 
+from tailorlib.models.family import ModelFamily
+from tailorlib.search.evaluator import Evaluator
+from tailorlib.search.study import Study, StudySettings
 from tailorlib.testing.tiny import write_tiny_family
 
 TEXT = "The quick brown fox jumps over the lazy dog. Anna has 3 apples and buys 4 more. " * 12
@@ -63,3 +72,25 @@ def write(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def make(tmp_path: Path, family_folder: Path) -> Callable[..., Evaluator]:
+    """Return a function that makes an evaluator of its own engine and family."""
+
+    def make(rank: int = 0, ranks: int = 1, folder: Path | None = None, **settings: Any) -> Evaluator:
+        (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+        study = Study(
+            family=ModelFamily(
+                str(family_folder / "base"), {n: str(family_folder / n) for n in "ab"}, dtype="float32"
+            ),
+            space=PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic()]),
+            optimizer=RandomSearch(),
+            fitness=Perplexity(PlainText(str(tmp_path / "text.txt")), context_length=16, max_tokens=None),
+            settings=StudySettings(**settings),
+        )
+        engine = study.prepare(torch.device("cpu"))
+        study.family.load(torch.device("cpu"))
+        return Evaluator(study, engine, rank=rank, ranks=ranks, folder=folder)
+
+    return make

@@ -9,44 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from tailorlib_strategies.fitness import Perplexity
-from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
-from tailorlib_strategies.optimizers import RandomSearch
-from tailorlib_strategies.search_spaces import PruningSpace
-from tailorlib_strategies.texts import PlainText
 
-from tailorlib.models.family import ModelFamily
 from tailorlib.search.evaluator import Evaluator, Part
 from tailorlib.search.pending import drop_pending, read_pending
-from tailorlib.search.study import Study, StudySettings
 from tailorlib.seeding import numpy_generator
 from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring
 
 CPU = torch.device("cpu")
 TEXT = "The quick brown fox jumps over the lazy dog. Anna has 3 apples and buys 4 more. " * 12
 Make = Callable[..., Evaluator]
-
-
-@pytest.fixture
-def make(tmp_path: Path, family_folder: Path) -> Make:
-    """Return a function that makes an evaluator of its own engine and family."""
-
-    def make(rank: int = 0, ranks: int = 1, folder: Path | None = None, **settings: Any) -> Evaluator:
-        (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-        study = Study(
-            family=ModelFamily(
-                str(family_folder / "base"), {n: str(family_folder / n) for n in "ab"}, dtype="float32"
-            ),
-            space=PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic()]),
-            optimizer=RandomSearch(),
-            fitness=Perplexity(PlainText(str(tmp_path / "text.txt")), context_length=16, max_tokens=None),
-            settings=StudySettings(**settings),
-        )
-        engine = study.prepare(CPU)
-        study.family.load(CPU)
-        return Evaluator(study, engine, rank=rank, ranks=ranks, folder=folder)
-
-    return make
 
 
 def candidates(evaluator: Evaluator, count: int = 6) -> list[Tailoring]:
