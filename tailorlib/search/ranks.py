@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +25,22 @@ def gathered(own: T) -> list[T]:
     everyone: list[T] = [own] * dist.get_world_size()
     dist.all_gather_object(everyone, own)
     return everyone
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Let every rank wait at the end of the block until all are there, for a week if need be; all ranks enter it.
+
+    What one rank does alone at the end (a table, a model to write) can take longer than the half hour in which
+    other messages have to arrive.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        yield
+        return
+    group = dist.new_group(timeout=timedelta(days=7))
+    dist.barrier(group=group)  # connects them now, and not when one of them is late
+    yield
+    dist.barrier(group=group)
 
 
 def share_weights(family: ModelFamily, trainer: Trainer, device: torch.device) -> SharedFolder | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.nn import Module
+
+from tailorlib.exceptions import EvaluationError
 
 
 class CandidateParallelStrategy(DDPStrategy):
@@ -13,7 +16,15 @@ class CandidateParallelStrategy(DDPStrategy):
 
     Registered as ``candidates``: a process per device, launched by Lightning, torchrun or SLURM; each evaluates
     another candidate of a batch. DDP itself refuses to wrap a module without gradients.
+
+    Raises:
+        EvaluationError: If torchrun is to restart the processes, and couldn't.
     """
+
+    def setup_environment(self) -> None:
+        """Connect the processes."""
+        _check_restarts()
+        super().setup_environment()
 
     def configure_ddp(self) -> None:
         """Leave the module as it is."""
@@ -25,6 +36,21 @@ class CandidateParallelStrategy(DDPStrategy):
     def register_strategies(cls, strategy_registry: Any) -> None:
         """Make the strategy known to ``Trainer(strategy="candidates")``."""
         strategy_registry.register("candidates", cls, description="one candidate per device")
+
+
+def _check_restarts() -> None:
+    """Refuse restarts that would wait for processes which are gone (https://github.com/pytorch/pytorch/issues/135712).
+
+    With one store for all attempts, restarted processes find the addresses of the killed ones in it, and wait for
+    them until the connection times out: half an hour.
+    """
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise EvaluationError(
+            "torchrun restarts processes only if each attempt connects through a store of its own, got "
+            f"--max-restarts={restarts} with one store for all. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every "
+            "node, with --standalone or --rdzv-backend=c10d."
+        )
 
 
 if "candidates" not in StrategyRegistry:

@@ -29,6 +29,8 @@ from tailorlib.search.benchmark import run_benchmark
 from tailorlib.search.module import SearchModule, recorded_dtype
 from tailorlib.search.plan import plan_table
 from tailorlib.search.progress import SearchProgress
+from tailorlib.search.ranks import leaving_together
+from tailorlib.search.signals import listen
 from tailorlib.search.study import Study
 from tailorlib.trial import Trial
 
@@ -45,6 +47,14 @@ class TailorTrainer(Trainer):
         if shown is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(SearchProgress())
         super().__init__(callbacks=callbacks, **kwargs)
+        listen(self)
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: the journal is on disk already.
+
+        SLURM's signal before a job is requeued makes Lightning save a checkpoint. The next job would load it, and
+        skip as many batches as were done: a resumed study goes through all of them again, with recorded results.
+        """
 
     def search(self, model: SearchModule, resume: str | None = None) -> None:
         """Search for the fittest tailoring, compare it with baselines, and write the model.
@@ -62,19 +72,14 @@ class TailorTrainer(Trainer):
         if resume is None:
             _archive(model.study)
         try:
-            self.fit(model)
-        except SystemExit as stop:  # how Lightning ends on Ctrl-C and SIGTERM
-            total = model.study.settings.trials
-            say(f"Stopped after {len(model.trials)} of {total} trials, all of them on disk. Go on with:")
-            say(f"  tailor search --resume {model.study.directory}")
-            raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
+            self._fit(model)
+            if model.stopped:
+                say(f"[yellow]![/] The search ended early: {model.stopped}.")
+            with leaving_together():
+                if self.is_global_zero:
+                    self._conclude(model)
         finally:
             model.close()  # Lightning skips teardown when a trial ends the study
-        if model.stopped:
-            say(f"[yellow]![/] The search ended early: {model.stopped}.")
-        if self.is_global_zero:
-            self._conclude(model)
-        self.strategy.barrier()
 
     def evaluate(
         self, model: SearchModule, run: str | None = None, trial: int | None = None, tailoring: str | None = None
@@ -174,6 +179,15 @@ class TailorTrainer(Trainer):
         dense = study.fitness.evaluate(study.family.stitch(study.dense))
         study.fitness.set_reference(dense)
         return engine
+
+    def _fit(self, model: SearchModule) -> None:
+        try:
+            self.fit(model)
+        except SystemExit as stop:  # how Lightning ends on Ctrl-C and SIGTERM
+            total = model.study.settings.trials
+            say(f"Stopped after {len(model.trials)} of {total} trials, all of them on disk. Go on with:")
+            say(f"  tailor search --resume {model.study.directory}")
+            raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
 
     def _conclude(self, model: SearchModule) -> None:
         study, best = model.study, model.incumbent
