@@ -1,7 +1,7 @@
 # ruff: noqa: T201
 """Time a whole evolutionary search against what its peers do with each candidate; run it as a script.
 
-A search of some trials over HellaSwag, ARC-easy and PIQA proposes candidates. Then:
+A search of some trials, over zero-shot HellaSwag, ARC-easy and PIQA or over few-shot MMLU, proposes candidates. Then:
 
 - The peers' way: candidates, evenly spread over the search, are merged through files (by tailorlib's own exporter,
   which is faster than ``mergekit-yaml``), loaded with ``from_pretrained`` and scored with
@@ -33,7 +33,7 @@ from unittest import mock
 
 import torch
 from evaluation_speed import ZERO_SHOT, machine
-from local_tasks import write_tasks
+from local_tasks import MMLU, write_tasks
 from scipy.stats import spearmanr
 from tailorlib_strategies.fitness import LMEval
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
@@ -63,6 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with one folder per data set")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--questions", type=int, default=12, help="of each task")
+    parser.add_argument("--mmlu", type=int, default=0, metavar="SUBJECTS", help="5-shot MMLU instead")
     parser.add_argument("--peer-trials", type=int, default=6)
     parser.add_argument("--ablation-trials", type=int, default=12)
     parser.add_argument("--halving-trials", type=int, default=18)
@@ -79,6 +80,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace, tasks: Path) -> None:
         self.args, self.tasks, self.device = args, tasks, torch.device(args.device)
+        self.names, self.shots = ([MMLU], 5) if args.mmlu else (list(ZERO_SHOT), None)
 
     def study(self, **settings: Any) -> tuple[Study, Engine]:
         """Return a fresh study: family, fitness and caches of its own."""
@@ -93,7 +95,9 @@ class Bench:
             ),
             space=PruningSpace(LayerRemoval(ratio=0.25), merges=[TaskArithmetic()]),
             optimizer=Nevergrad("DiscreteOnePlusOne"),
-            fitness=LMEval(list(ZERO_SHOT), include_path=str(self.tasks), limit=args.questions),
+            fitness=LMEval(
+                list(self.names), include_path=str(self.tasks), limit=args.questions, num_fewshot=self.shots
+            ),
             settings=StudySettings(seed=args.seed, trials=args.trials, max_length=MAX_LENGTH, **settings),
         )
         engine = study.prepare(self.device)
@@ -174,14 +178,15 @@ class Bench:
                 )
                 results = lm_eval.simple_evaluate(
                     lm,
-                    tasks=list(ZERO_SHOT),
+                    tasks=list(self.names),
                     limit=self.args.questions,
+                    num_fewshot=self.shots,
                     task_manager=TaskManager(include_path=str(self.tasks), include_defaults=False),
                     bootstrap_iters=0,
                     log_samples=False,
                 )
             seconds = time.perf_counter() - start
-            for task in ZERO_SHOT:
+            for task in (t for t in results["results"] if f"{t}/acc" in trial.metrics):
                 theirs = results["results"][task]["acc,none"]
                 # the file is in the checkpoints' data type: a choice at the edge may fall the other way
                 assert abs(theirs - trial.metrics[f"{task}/acc"]) <= 1 / self.args.questions + 1e-9, task
@@ -260,7 +265,7 @@ def main() -> None:
     print(f"machine: {machine(torch.device(args.device))}; python {platform.python_version()}, ", end="")
     print(f"torch {torch.__version__}, {args.dtype}\ncommand: {shlex.join(sys.argv)}\n")
     with tempfile.TemporaryDirectory() as folder:
-        write_tasks(args.data, Path(folder))
+        write_tasks(args.data, Path(folder), args.mmlu or 1)
         bench = Bench(args, Path(folder))
         trials, seconds = bench.search()
         spread = [trials[i * len(trials) // args.peer_trials] for i in range(args.peer_trials)]
@@ -272,7 +277,8 @@ def main() -> None:
         reused = statistics.mean(t.reused_layers for t in trials)
         merges, again = (sum(t.costs[k] for t in trials) for k in ("merges", "merges_reused"))
         print(f"  {reused:.0%} of layers and {again / max(1, merges + again):.0%} of merged layers reused\n")
-        table(bench, trials[: args.ablation_trials])
+        if args.ablation_trials:
+            table(bench, trials[: args.ablation_trials])
         if args.halving_trials:
             whole, spent, rho, same = bench.halving(trials[: args.halving_trials])
             print(f"\n{args.halving_trials} candidates, all samples: {whole:.1f} s; successive halving: ", end="")
