@@ -1,7 +1,7 @@
 # ruff: noqa: T201
 """Time a whole evolutionary search against what its peers do with each candidate; run it as a script.
 
-A search of some trials, over zero-shot HellaSwag, ARC-easy and PIQA or over few-shot MMLU, proposes candidates. Then:
+A search over zero-shot HellaSwag, ARC-easy and PIQA, or over 5-shot MMLU, proposes candidates. Then:
 
 - The peers' way: candidates, evenly spread over the search, are merged through files (by tailorlib's own exporter,
   which is faster than ``mergekit-yaml``), loaded with ``from_pretrained`` and scored with
