@@ -244,7 +244,7 @@ class Engine:
         half = self.tokens_per_batch // 2
         self._halved, self.tokens_per_batch = True, max(1, half if half < largest else largest // 2)
         self._logits_per_chunk //= 2
-        self.states.clear()  # they belong to batches that are laid out anew
+        self.states.give_up()  # what it would take again is what was short
         _log.warning("%s Batches have at most %d tokens from now on.", figure, self.tokens_per_batch)
         release_memory(self.device)
         return False, None

@@ -118,6 +118,11 @@ class StateCache:
         self.near.clear()
         self.far.clear()
 
+    def give_up(self) -> None:
+        """Forget everything, and keep nothing from now on: memory is short."""
+        self.clear()
+        self.device_bytes = self.host_bytes = self.near.budget = self.far.budget = 0
+
 
 @dataclass
 class Splice:

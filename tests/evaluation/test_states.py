@@ -154,6 +154,15 @@ def test_what_leaves_the_device_goes_to_the_host() -> None:
     assert cache.nbytes == 0
 
 
+def test_a_cache_that_gave_up_keeps_nothing_and_refuses_nothing() -> None:
+    states = tensors(2)
+    cache = StateCache(CPU, 10 * states[0].nbytes)
+    cache.put((0, "p"), states[0])
+    cache.give_up()
+    cache.put((1, "p"), states[1])
+    assert (cache.nbytes, cache.budget, (0, "p") in cache, (1, "p") in cache) == (0, 0, False, False)
+
+
 def test_on_a_cpu_device_and_host_are_one_budget() -> None:
     assert StateCache(CPU, 10, 20).device_bytes == 30
 
