@@ -247,36 +247,49 @@ class Subset(Distribution):
 
     One value instead of ``k`` integers: no permutation is a duplicate and no value needs forbidding.
 
+    Args:
+        n: How many numbers there are.
+        k: How many of them are members, at most if ``least`` is given.
+        least: How many are members at least; ``k`` by default, so that the size is exact.
+
     Raises:
-        ValueError: If not ``0 <= k <= n``.
+        ValueError: If not ``0 <= least <= k <= n``.
     """
 
     n: int
     k: int
+    least: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.k <= self.n:
-            raise ValueError(f"Subset needs 0 <= k <= n, got n={self.n}, k={self.k}.")
+        if not 0 <= self.low <= self.k <= self.n:
+            given = f"n={self.n}, k={self.k}" + (f", least={self.least}" if self.least is not None else "")
+            raise ValueError(f"Subset needs 0 <= least <= k <= n, got {given}.")
+
+    @property
+    def low(self) -> int:
+        """The least number of members."""
+        return self.k if self.least is None else self.least
 
     @property
     def width(self) -> int:
-        """One random key per element."""
-        return self.n
+        """One random key per element, and one coordinate for the size if it varies."""
+        return self.n + (self.low < self.k)
 
     @property
     def cardinality(self) -> int | None:
-        """The binomial coefficient (n over k)."""
-        return math.comb(self.n, self.k)
+        """The sum of the binomial coefficients (n over size)."""
+        return sum(math.comb(self.n, size) for size in range(self.low, self.k + 1))
 
     def sample(self, rng: np.random.Generator) -> tuple[int, ...]:
-        """Draw uniformly from all subsets of size k."""
-        return tuple(sorted(int(i) for i in rng.choice(self.n, size=self.k, replace=False)))
+        """Draw a size uniformly, and then uniformly from all subsets of that size."""
+        size = self.k if self.low == self.k else int(rng.integers(self.low, self.k + 1))
+        return tuple(sorted(int(i) for i in rng.choice(self.n, size=size, replace=False)))
 
     def contains(self, value: object) -> bool:
-        """Say whether ``value`` is a strictly increasing tuple of k numbers in ``0 .. n-1``."""
+        """Say whether ``value`` is a strictly increasing tuple of numbers in ``0 .. n-1``, of a right size."""
         return (
             isinstance(value, tuple)
-            and len(value) == self.k
+            and self.low <= len(value) <= self.k
             and all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < self.n for i in value)
             and all(a < b for a, b in pairwise(value))
         )
@@ -284,10 +297,13 @@ class Subset(Distribution):
     def mutate(self, value: ParamValue, rng: np.random.Generator) -> tuple[int, ...]:
         """Swap min(U{1..3}, U{1..3}) members with non-members: the size stays exact.
 
-        The step of EvoPress (arXiv 2410.14649, section 3).
+        The step of EvoPress (arXiv 2410.14649, section 3). Where the size varies, every other step takes in or
+        leaves out one member instead.
         """
         assert isinstance(value, tuple)
         outside = [i for i in range(self.n) if i not in value]
+        if self.low < self.k and (rng.random() < 0.5 or not value or not outside):
+            return self._resize(value, outside, rng)
         swaps = min(int(rng.integers(1, 4)), int(rng.integers(1, 4)), len(value), len(outside))
         leaving = rng.choice(len(value), size=swaps, replace=False) if swaps else ()
         entering = rng.choice(len(outside), size=swaps, replace=False) if swaps else ()
@@ -295,11 +311,27 @@ class Subset(Distribution):
         return tuple(sorted(kept | {outside[int(i)] for i in entering}))
 
     def encode(self, value: ParamValue) -> tuple[float, ...]:
-        """Map to random keys: 0.75 for members, 0.25 for the rest."""
+        """Map to random keys, 0.75 for members and 0.25 for the rest, and the middle of the size's cell."""
         assert isinstance(value, tuple)
-        return tuple(0.75 if i in value else 0.25 for i in range(self.n))
+        keys = tuple(0.75 if i in value else 0.25 for i in range(self.n))
+        return (*keys, *self._sizes.encode(len(value))) if self.low < self.k else keys
 
     def decode(self, coordinates: Sequence[float]) -> tuple[int, ...]:
-        """Take the k largest keys as members; ties go to the smaller number."""
+        """Take the largest keys as members; ties go to the smaller number."""
         order = sorted(range(self.n), key=lambda i: (-float(coordinates[i]), i))
-        return tuple(sorted(order[: self.k]))
+        size = self.k if self.low == self.k else self._sizes.decode(coordinates[self.n :])
+        return tuple(sorted(order[:size]))
+
+    @property
+    def _sizes(self) -> Integer:
+        return Integer(self.low, self.k)
+
+    def _resize(
+        self, value: tuple[float, ...], outside: Sequence[int], rng: np.random.Generator
+    ) -> tuple[int, ...]:
+        members = [int(i) for i in value]
+        grow = len(members) < self.k and (len(members) == self.low or rng.random() < 0.5)
+        if grow:
+            return tuple(sorted([*members, outside[int(rng.integers(len(outside)))]]))
+        members.pop(int(rng.integers(len(members))))
+        return tuple(members)

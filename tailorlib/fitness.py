@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tailorlib.evaluation.engine import Engine
+    from tailorlib.evaluation.overlap import Fingerprint
 
 
 SampleResult = Any
@@ -138,6 +139,14 @@ class Fitness(ABC):
         """
         parts = [list(samples[i::number]) for i in range(number)]
         return [part for part in parts if part]
+
+    @property
+    def fingerprints(self) -> Sequence[Fingerprint]:
+        """What stands for the data that is scored, after :meth:`setup`: data that two fitnesses share is found by it.
+
+        See :func:`tailorlib.evaluation.overlap.overlap`. Empty by default: nothing is known of the data.
+        """
+        return ()
 
     # -- The dense model ------------------------------------------------------------------------------------------
 

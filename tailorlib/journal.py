@@ -49,6 +49,8 @@ class Journal:
         self.path, self.header = path, header
         self.dense: Measurement | None = None
         self.trials: list[Trial] = []
+        self.validations: dict[int, Measurement] = {}
+        """What validation found, by the number of the trial that was the best then."""
         self.recovered: str | None = None
         """What was cut off a torn last line when the journal was opened, or ``None``."""
         self._lock = lock
@@ -121,9 +123,17 @@ class Journal:
         Raises:
             JournalError: If the disk doesn't take it.
         """
-        maps = {"metrics": dict(dense.metrics), "chance": dict(dense.chance), "parts": dict(dense.parts)}
-        self._append({"kind": "dense", "score": dense.score, **maps})
+        self._append({"kind": "dense", **_measured(dense)})
         self.dense = dense
+
+    def add_validation(self, trial: int, found: Measurement) -> None:
+        """Record what validation found of a trial.
+
+        Raises:
+            JournalError: If the disk doesn't take it.
+        """
+        self._append({"kind": "validation", "trial": trial, **_measured(found)})
+        self.validations[trial] = found
 
     def append(self, trial: Trial) -> None:
         """Record a trial: when this returns, the trial is on disk.
@@ -180,6 +190,9 @@ class Journal:
                 self.trials.append(trial)
             elif kind == "dense":
                 self.dense = Measurement(data["score"], data["metrics"], data["chance"], data["parts"])
+            elif kind == "validation":
+                found = Measurement(data["score"], data["metrics"], data["chance"], data["parts"])
+                self.validations[int(data["trial"])] = found
             else:
                 raise JournalError(f"a line of kind {kind!r}")
         except Exception as error:  # whatever a damaged line breaks, the remedy is the same
@@ -187,6 +200,11 @@ class Journal:
                 f"{str(self.path)!r} is damaged in line {number}: {error}. Lines after it can't be trusted: cut "
                 "the file before that line to resume from there."
             ) from error
+
+
+def _measured(found: Measurement) -> dict[str, Any]:
+    maps = {"metrics": dict(found.metrics), "chance": dict(found.chance), "parts": dict(found.parts)}
+    return {"score": found.score, **maps}
 
 
 def read_trials(directory: Path) -> tuple[Measurement | None, list[Trial]]:

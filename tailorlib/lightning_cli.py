@@ -109,6 +109,9 @@ class TailorCLI(LightningCLI):
             fitness=settings["fitness"],
             warm_starts=settings["warm_starts"],
             benchmark=settings["benchmark"],
+            scheduler=settings["scheduler"],
+            objectives=settings["objectives"],
+            validation=settings["validation"],
             settings=settings["study"],
         )
         resolved = self._resolved()

@@ -13,7 +13,6 @@ A new optimizer is one class with two methods::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import numpy as np
 
@@ -24,6 +23,15 @@ from tailorlib.search_space import SearchSpace
 from tailorlib.seeding import numpy_generator
 from tailorlib.trial import Trial
 
+CAPABILITIES = {
+    "conditional": "parameters that are inactive at times",
+    "subset": "parameters that are a subset of layers",
+    "batch": "several asks before a tell",
+    "fidelity": "the same candidate told again, scored on more samples",
+    "multi_objective": "more than one objective",
+}
+"""What an optimizer can declare to handle."""
+
 
 class Optimizer(ABC):
     """Proposes assignments (ask) and learns from evaluated ones (tell).
@@ -33,22 +41,25 @@ class Optimizer(ABC):
     resumes by replaying them.
     """
 
-    supports: ClassVar[frozenset[str]] = frozenset({"conditional", "subset"})
-    """Declared capabilities, of ``conditional``, ``subset``, ``batch`` (several asks before a tell)."""
+    supports: frozenset[str] = frozenset({"conditional", "subset"})
+    """Declared capabilities, some of :data:`CAPABILITIES`; a recipe that needs another one is refused."""
 
     space: SearchSpace
     """The search space, after :meth:`setup`."""
+    objectives: tuple[str, ...]
+    """Names of the objectives, after :meth:`setup`; a trial's ``losses`` are in their order."""
     rng: np.random.Generator
     """The optimizer's own random numbers, after :meth:`setup`."""
 
-    def setup(self, space: SearchSpace, seed: int) -> None:
+    def setup(self, space: SearchSpace, seed: int, objectives: tuple[str, ...] = ("fitness",)) -> None:
         """Start a study.
 
         Args:
             space: The search space, already set up with its family's layout.
             seed: The study's seed.
+            objectives: Names of the objectives.
         """
-        self.space = space
+        self.space, self.objectives = space, objectives
         self.rng = numpy_generator(seed, "optimizer", type(self).__name__)
         self._setup(space, seed)
 
@@ -65,7 +76,12 @@ class Optimizer(ABC):
         return params
 
     def tell(self, trial: Trial) -> None:
-        """Learn from a trial; it may be replayed, proposed by someone else, or failed (infinite loss)."""
+        """Learn from a trial; it may be replayed, proposed by someone else, or failed (infinite loss).
+
+        Under a scheduler the same candidate is told again when it has been scored on more samples: the later
+        trial counts. Its fitness is then an estimate of what all samples would give, so that trials of unlike
+        ``fidelity`` compare.
+        """
         self.space.check(trial.params)
         self._tell(trial)
 

@@ -9,9 +9,11 @@ from typing import Any
 from tailorlib.exceptions import PluginError, did_you_mean
 from tailorlib.fitness import FITNESS
 from tailorlib.models.family import FAMILIES, ModelFamily
+from tailorlib.objective import OBJECTIVES
 from tailorlib.operation import OPERATIONS
 from tailorlib.optimizer import OPTIMIZERS
 from tailorlib.registry import Registry
+from tailorlib.scheduler import SCHEDULERS
 from tailorlib.search_space import SEARCH_SPACES
 from tailorlib.text import TEXTS
 from tailorlib.warm_start import WARM_STARTS
@@ -19,6 +21,8 @@ from tailorlib.warm_start import WARM_STARTS
 REGISTRIES: tuple[Registry[Any], ...] = (
     OPERATIONS,
     OPTIMIZERS,
+    SCHEDULERS,
+    OBJECTIVES,
     SEARCH_SPACES,
     WARM_STARTS,
     FITNESS,

@@ -14,9 +14,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tailorlib.exceptions import PluginError, RecipeError, did_you_mean
 from tailorlib.fitness import Fitness
 from tailorlib.models.family import ModelFamily
+from tailorlib.objective import Objective
 from tailorlib.optimizer import Optimizer
 from tailorlib.plugins import class_names, find_class
-from tailorlib.search.study import Benchmark, StudySettings
+from tailorlib.scheduler import Scheduler
+from tailorlib.search.study import Benchmark, StudySettings, Validation
 from tailorlib.search_space import SearchSpace
 from tailorlib.warm_start import WarmStart
 
@@ -29,18 +31,27 @@ SECTIONS: Mapping[str, Callable[[ArgumentParser, str], object]] = {
     "family": _subclass(ModelFamily),
     "search_space": _subclass(SearchSpace),
     "optimizer": _subclass(Optimizer),
+    "scheduler": _subclass(Scheduler),
     "fitness": _subclass(Fitness),
+    "objectives": lambda parser, key: parser.add_argument(
+        f"--{key}",
+        type=list[Objective],
+        default=[],
+        help="What to weigh against each other; the fitness alone by default.",
+    ),
     "warm_starts": lambda parser, key: parser.add_argument(
         f"--{key}", type=list[WarmStart], default=[], help="Tailorings to try first."
     ),
+    "validation": lambda parser, key: parser.add_class_arguments(Validation, key),
     "benchmark": lambda parser, key: parser.add_class_arguments(Benchmark, key),
     "study": lambda parser, key: parser.add_class_arguments(StudySettings, key),
 }
 """The sections of a recipe beside ``trainer``, and how each is added to a parser."""
 REQUIRED = ("family", "search_space", "optimizer", "fitness")
 IDENTITY = ("family", "search_space", "optimizer", "fitness", "warm_starts")
+OPTIONAL_IDENTITY = ("scheduler", "objectives")
 """Sections that decide the trials; of ``study`` only seed, batch size and lengths do."""
-_FIXED_CLASSES: Mapping[str, type] = {"benchmark": Benchmark, "study": StudySettings}
+_FIXED_CLASSES: Mapping[str, type] = {"validation": Validation, "benchmark": Benchmark, "study": StudySettings}
 _OTHER_KEYS = ("trainer", "plugins", "seed_everything")
 
 
@@ -86,7 +97,8 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: study.get(key) for key in ("seed", "batch_size", "max_length")}
     if study.get("shards", 1) != 1:
         own["shards"] = study["shards"]
-    return {**{key: config.get(key) for key in IDENTITY}, "study": own}
+    optional = {key: config[key] for key in OPTIONAL_IDENTITY if config.get(key)}
+    return {**{key: config.get(key) for key in IDENTITY}, **optional, "study": own}
 
 
 def clean_message(message: str) -> str:

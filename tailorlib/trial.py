@@ -26,10 +26,16 @@ class Trial:
         fitness: The score, higher is better; ``None`` if the trial failed.
         metrics: Every figure that the fitness reported, by name.
         seconds: Wall time of stitching and evaluation.
-        costs: What it took, by name: ``tokens``; ``layers_run`` and ``layers_reused``, the mean over its tokens;
+        costs: What it took, by name: ``samples`` that were scored anew; ``tokens``; ``layers_run`` and
+            ``layers_reused``, the mean over its tokens;
             ``merges`` and ``merges_reused``; ``prefix_cache_mib`` and ``merge_cache_mib`` held afterwards.
         origin: Who proposed it: ``"optimizer"``, or the name of a warm start.
         reason: Why the trial failed.
+        objectives: Scores of a study with several objectives, by name and in the recipe's order, each higher is
+            better; empty where the fitness is the only one.
+        samples: Number of first samples that it was scored on, those of an earlier trial of the same candidate
+            included; 0 where that is unknown.
+        fidelity: The same as a share of all samples, in (0, 1].
     """
 
     number: int
@@ -42,6 +48,9 @@ class Trial:
     costs: Mapping[str, float] = field(default_factory=dict)
     origin: str = "optimizer"
     reason: str | None = None
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 0
+    fidelity: float = 1.0
 
     @property
     def reused_layers(self) -> float:
@@ -53,9 +62,16 @@ class Trial:
     def loss(self) -> float:
         """What optimizers minimise: the negated fitness, infinite for a failed trial.
 
-        The only place where a sign is turned.
+        With :attr:`losses` the only place where a sign is turned.
         """
         return math.inf if self.fitness is None else -self.fitness
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The negated objectives in their order, or the loss where there is only one; infinite if it failed."""
+        if self.fitness is None:
+            return (math.inf,) * max(1, len(self.objectives))
+        return tuple(-score for score in self.objectives.values()) or (self.loss,)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for one line of the journal."""
@@ -63,6 +79,9 @@ class Trial:
             "number": self.number,
             "state": self.state,
             "fitness": self.fitness,
+            "objectives": dict(self.objectives),
+            "samples": self.samples,
+            "fidelity": self.fidelity,
             "metrics": dict(self.metrics),
             "seconds": round(self.seconds, 4),
             "costs": {k: round(v, 4) for k, v in self.costs.items()},
@@ -86,6 +105,9 @@ class Trial:
                 tailoring=Tailoring.from_dict(data["tailoring"]),
                 state="complete" if data["state"] == "complete" else "failed",
                 fitness=None if data["fitness"] is None else float(data["fitness"]),
+                objectives={str(k): float(v) for k, v in data.get("objectives", {}).items()},
+                samples=int(data.get("samples", 0)),
+                fidelity=float(data.get("fidelity", 1.0)),
                 metrics={str(k): float(v) for k, v in data["metrics"].items()},
                 seconds=float(data["seconds"]),
                 costs={str(k): float(v) for k, v in data.get("costs", {}).items()},
@@ -97,6 +119,10 @@ class Trial:
 
 
 def incumbent(trials: Iterable[Trial]) -> Trial | None:
-    """Return the complete trial of the highest fitness (the earliest among equals), or ``None``."""
+    """Return the fittest complete trial (the earliest among equals), or ``None``.
+
+    Trials on fewer samples count only as long as there is none on more: their scores don't compare.
+    """
     complete = [t for t in trials if t.fitness is not None]
-    return min(complete, key=lambda t: (t.loss, t.number), default=None)
+    most = max((t.fidelity for t in complete), default=1.0)
+    return min((t for t in complete if t.fidelity == most), key=lambda t: (t.loss, t.number), default=None)

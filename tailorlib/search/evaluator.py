@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.states import Work
 from tailorlib.exceptions import EvaluationError, TailorError
-from tailorlib.fitness import Measurement, SampleResult
+from tailorlib.fitness import Fitness, Measurement, SampleResult
+from tailorlib.objective import Candidate
 from tailorlib.search.pending import Pending
 from tailorlib.search.ranks import gathered
+from tailorlib.search.sample_store import SampleStore
 from tailorlib.search.study import Study
 from tailorlib.tailoring import Tailoring
+
+Key = tuple[str, tuple[int, int], int]
+"""A candidate's digest, a span of samples, and a shard of it."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One candidate to score on one shard of a span of samples."""
+
+    tailoring: Tailoring
+    span: tuple[int, int]
+    shard: int
+
+    @property
+    def key(self) -> Key:
+        """What its result is known by."""
+        return self.tailoring.digest, self.span, self.shard
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,7 @@ class Part:
 
     Args:
         digest: The candidate.
+        span: First of the samples that are shared out, and the one after the last.
         shard: Number of the shard.
         results: One for each sample of the shard, or the reason why there are none.
         rank: Which process worked on it.
@@ -35,6 +56,7 @@ class Part:
     """
 
     digest: str
+    span: tuple[int, int]
     shard: int
     results: list[SampleResult] | str
     rank: int = 0
@@ -43,6 +65,11 @@ class Part:
     merges: tuple[int, int] = (0, 0)
     held: tuple[int, int] = (0, 0)
 
+    @property
+    def key(self) -> Key:
+        """What it is the result of."""
+        return self.digest, self.span, self.shard
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
         return asdict(self)
@@ -50,7 +77,7 @@ class Part:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Part:
         """Rebuild a part from :meth:`to_dict`."""
-        pairs = {name: tuple(data[name]) for name in ("merges", "held")}
+        pairs = {name: tuple(data[name]) for name in ("merges", "held", "span")}
         return cls(**{**data, "work": Work(**data["work"]), **pairs})
 
 
@@ -61,14 +88,18 @@ class Outcome:
     Args:
         measurement: What the fitness found, or the reason why nothing.
         seconds: Wall time: that of the rank which worked on it longest.
-        costs: What it took, by name: ``tokens``; ``layers_run`` and ``layers_reused`` of each token's way through
-            the model; ``merges`` made and ``merges_reused``; ``prefix_cache_mib`` and ``merge_cache_mib`` held by
-            the rank that holds most.
+        samples: Number of first samples that it was scored on.
+        costs: What it took, by name: ``samples`` that were scored now; ``tokens``; ``layers_run`` and
+            ``layers_reused`` of each token's way through the model; ``merges`` made and ``merges_reused``;
+            ``prefix_cache_mib`` and ``merge_cache_mib`` held by the rank that holds most.
+        objectives: Its scores, where the study has objectives.
     """
 
     measurement: Measurement | str
     seconds: float
+    samples: int
     costs: Mapping[str, float]
+    objectives: Mapping[str, float] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -77,38 +108,70 @@ class Evaluator:
     A batch of C candidates over S shards of the samples is C x S pieces of work. They lie in the order of the
     shards, and in each shard in the order of the candidates' prefixes: neighbours have much in common. Every rank
     takes a stretch of about equal length. Shards depend on the recipe alone, so any number of ranks gives the same
-    numbers.
+    numbers. A candidate that was scored on some samples is scored on the others only.
 
     Args:
         study: A prepared study.
         engine: Its engine.
         rank: Number of this process.
         ranks: Number of processes.
-        folder: Where pieces are kept as they are done; ``None`` to keep none.
+        folder: Where results are kept as they are done; ``None`` to keep none.
+        fitness: What to score by; the study's by default.
     """
 
     def __init__(
-        self, study: Study, engine: Engine, *, rank: int = 0, ranks: int = 1, folder: Path | None = None
+        self,
+        study: Study,
+        engine: Engine,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        folder: Path | None = None,
+        fitness: Fitness | None = None,
     ) -> None:
         self.study, self.engine, self.rank, self.ranks = study, engine, rank, ranks
-        fitness = study.fitness
-        self._shards = fitness.shards(range(fitness.num_samples), min(study.settings.shards, fitness.num_samples))
+        self.fitness = study.fitness if fitness is None else fitness
+        self._shards: dict[tuple[int, int], list[list[int]]] = {}
         self._pending = Pending(folder, rank)
+        self.samples = SampleStore(folder if rank == 0 else None)
+        """Results of candidates that may go on."""
 
-    def recover(self, parts: Sequence[Part]) -> None:
-        """Take over what was done of a batch that was interrupted; the same on all ranks."""
-        self._pending.known = {(part.digest, part.shard): part for part in parts}
+    def recover(self, parts: Sequence[Part], samples: Mapping[str, list[SampleResult]] | None = None) -> None:
+        """Take over what an interrupted run left; the same on all ranks.
 
-    def evaluate(self, tailorings: Sequence[Tailoring], best: Tailoring | None = None) -> list[Outcome]:
+        Args:
+            parts: What was done of its last batch.
+            samples: Results on the first samples, by candidate.
+        """
+        self._pending.known = {part.key: part for part in parts}
+        self.samples.known = dict(samples or {})
+
+    def evaluate(
+        self,
+        tailorings: Sequence[Tailoring],
+        best: Tailoring | None = None,
+        samples: Sequence[int] | None = None,
+    ) -> list[Outcome]:
         """Score candidates; every rank calls it with the same ones, and gets all outcomes.
 
         Args:
             tailorings: The candidates, all different.
             best: The fittest candidate so far: later ones are likely to share its lower layers.
+            samples: Number of first samples to score each on; all by default.
         """
+        every = self.fitness.num_samples
+        stops = {t.digest: n for t, n in zip(tailorings, samples or [every] * len(tailorings), strict=True)}
+        known = {digest: self.samples.get(digest)[:stop] for digest, stop in stops.items()}
         order = sorted(tailorings, key=lambda tailoring: tailoring.prefixes)
-        pieces = [(tailoring, shard) for shard in range(len(self._shards)) for tailoring in order]
-        missing = [piece for piece in pieces if (piece[0].digest, piece[1]) not in self._pending.known]
+        spans = {digest: (len(known[digest]), stop) for digest, stop in stops.items()}
+        most = max((len(self.shards(span)) for span in spans.values()), default=0)
+        pieces = [
+            Piece(tailoring, spans[tailoring.digest], shard)
+            for shard in range(most)
+            for tailoring in order
+            if shard < len(self.shards(spans[tailoring.digest]))
+        ]
+        missing = [piece for piece in pieces if piece.key not in self._pending.known]
         start, stop = (len(missing) * r // self.ranks for r in (self.rank, self.rank + 1))
         keep = len(pieces) > 1  # a single piece is a trial at once
         done = []
@@ -116,8 +179,12 @@ class Evaluator:
             done.append(part)
             if keep:
                 self._pending.add(part)
-        parts = {**self._pending.known, **{(p.digest, p.shard): p for part in gathered(done) for p in part}}
-        return [self._outcome([parts[t.digest, s] for s in range(len(self._shards))]) for t in tailorings]
+        parts = {**self._pending.known, **{p.key: p for part in gathered(done) for p in part}}
+        outcomes = []
+        for digest, span in ((t.digest, spans[t.digest]) for t in tailorings):
+            own = [parts[digest, span, shard] for shard in range(len(self.shards(span)))]
+            outcomes.append(self._outcome(digest, span[1], known[digest], own))
+        return self._judged(tailorings, outcomes)
 
     def settle(self) -> None:
         """Forget pieces: the trials that they belong to are in the journal."""
@@ -135,29 +202,37 @@ class Evaluator:
             raise EvaluationError(outcome.measurement)
         return outcome.measurement
 
-    def _work(self, pieces: Sequence[tuple[Tailoring, int]], best: Tailoring | None) -> Iterator[Part]:
-        expected = best.prefixes if best is not None else ()
-        for i, (tailoring, shard) in enumerate(pieces):
-            later = [other for other, its_shard in pieces[i + 1 :] if its_shard == shard]
-            needed = {_shared(tailoring, other) for other in later}
-            self.engine.states.protect({*expected, *needed, *_branches(later)})
-            yield self._score(tailoring, shard, needed)
+    def shards(self, span: tuple[int, int]) -> list[list[int]]:
+        """Return the samples of a span, shared out as the recipe says."""
+        if span not in self._shards:
+            number = min(self.study.settings.shards, span[1] - span[0])
+            self._shards[span] = self.fitness.shards(range(*span), number) if number > 0 else []
+        return self._shards[span]
 
-    def _score(self, tailoring: Tailoring, shard: int, needed: set[str]) -> Part:
+    def _work(self, pieces: Sequence[Piece], best: Tailoring | None) -> Iterator[Part]:
+        expected = best.prefixes if best is not None else ()
+        for i, piece in enumerate(pieces):
+            later = [p.tailoring for p in pieces[i + 1 :] if (p.span, p.shard) == (piece.span, piece.shard)]
+            needed = {_shared(piece.tailoring, other) for other in later}
+            self.engine.states.protect({*expected, *needed, *_branches(later)})
+            yield self._score(piece, needed)
+
+    def _score(self, piece: Piece, needed: set[str]) -> Part:
         start, work, stitcher = time.perf_counter(), self.engine.work, self.study.family.stitcher
         before = stitcher.counts
         results: list[SampleResult] | str
         try:
-            model = self.study.family.stitch(tailoring)
-            with self.engine.reusing(model, tailoring.prefixes, needed):
-                results = self.study.fitness.score_samples(model, self._shards[shard])
+            model = self.study.family.stitch(piece.tailoring)
+            with self.engine.reusing(model, piece.tailoring.prefixes, needed):
+                results = self.fitness.score_samples(model, self.shards(piece.span)[piece.shard])
         except Exception as error:  # one bad candidate must not end a study of hours: it is kept with its reason
-            results = str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
+            results = _reason(error)
             results += f" (rank {self.rank})" if self.ranks > 1 else ""
         after = stitcher.counts
         return Part(
-            digest=tailoring.digest,
-            shard=shard,
+            digest=piece.tailoring.digest,
+            span=piece.span,
+            shard=piece.shard,
             results=results,
             rank=self.rank,
             seconds=time.perf_counter() - start,
@@ -166,31 +241,67 @@ class Evaluator:
             held=(self.engine.states.nbytes, stitcher.merged.nbytes),
         )
 
-    def _outcome(self, parts: Sequence[Part]) -> Outcome:
+    def _outcome(self, digest: str, stop: int, known: list[SampleResult], parts: Sequence[Part]) -> Outcome:
         start = time.perf_counter()
-        measurement = self._measurement(parts)
+        measurement = self._measurement(digest, known, parts)
         by_rank: dict[int, float] = {}
         for part in parts:
             by_rank[part.rank] = by_rank.get(part.rank, 0.0) + part.seconds
         work = sum((part.work for part in parts), Work())
-        costs = {"tokens": float(work.tokens)}
+        costs = {"samples": float(stop - len(known)), "tokens": float(work.tokens)}
         if work.tokens:
             costs |= {"layers_run": work.run / work.tokens, "layers_reused": work.reused / work.tokens}
         costs |= {"merges": sum(p.merges[0] for p in parts), "merges_reused": sum(p.merges[1] for p in parts)}
-        for name, most in zip(("prefix", "merge"), zip(*(part.held for part in parts), strict=True), strict=True):
-            costs[f"{name}_cache_mib"] = max(most) / 2**20
-        return Outcome(measurement, max(by_rank.values()) + time.perf_counter() - start, costs)
+        for place, name in enumerate(("prefix", "merge")):
+            costs[f"{name}_cache_mib"] = max((part.held[place] for part in parts), default=0) / 2**20
+        seconds = max(by_rank.values(), default=0.0) + time.perf_counter() - start
+        return Outcome(measurement, seconds, stop, costs)
 
-    def _measurement(self, parts: Sequence[Part]) -> Measurement | str:
-        results: dict[int, SampleResult] = {}
+    def _measurement(self, digest: str, known: list[SampleResult], parts: Sequence[Part]) -> Measurement | str:
+        found: dict[int, SampleResult] = {}
         for part in parts:
             if isinstance(part.results, str):
+                self.samples.drop(digest)
                 return part.results
-            results |= zip(self._shards[part.shard], part.results, strict=True)
+            found |= zip(self.shards(part.span)[part.shard], part.results, strict=True)
+        new = [found[i] for i in sorted(found)]
+        results = [*known, *new]
+        if new and (len(results) < self.fitness.num_samples or digest in self.samples.kept):
+            self.samples.extend(digest, new)
+        else:
+            self.samples.drop(digest)
         try:
-            return self.study.fitness.summarise([results[i] for i in sorted(results)])
+            return self.fitness.summarise(results)
         except Exception as error:  # metrics are a task's own code
-            return str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
+            return _reason(error)
+
+    def _judged(self, tailorings: Sequence[Tailoring], outcomes: list[Outcome]) -> list[Outcome]:
+        """Add the scores of the study's objectives, as the first rank finds them."""
+        if not self.study.objectives or self.fitness is not self.study.fitness:
+            return outcomes
+        if self.rank == 0:
+            outcomes = [self._objectives(t, o) for t, o in zip(tailorings, outcomes, strict=True)]
+        judged: list[Outcome] = gathered(outcomes)[0]
+        return judged
+
+    def _objectives(self, tailoring: Tailoring, outcome: Outcome) -> Outcome:
+        if isinstance(outcome.measurement, str):
+            return outcome
+        candidate = Candidate(tailoring, outcome.measurement, self.study.family, self.engine)
+        scores: dict[str, float] = {}
+        for objective in self.study.objectives:
+            try:
+                scores[objective.name] = objective.score(candidate)
+            except Exception as error:
+                return replace(outcome, measurement=_reason(error))
+            if not math.isfinite(scores[objective.name]):
+                reason = f"The objective {objective.name} is a finite number, got {scores[objective.name]}."
+                return replace(outcome, measurement=reason)
+        return replace(outcome, objectives=scores)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
 
 
 def _shared(a: Tailoring, b: Tailoring) -> str:

@@ -16,17 +16,23 @@ from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError
 from tailorlib.files import write_text
-from tailorlib.fitness import Measurement
+from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
 from tailorlib.models.shared import SharedFolder
+from tailorlib.pareto import hypervolume, knee
 from tailorlib.search.evaluator import Evaluator, Outcome, Part
 from tailorlib.search.pending import drop_pending, read_pending
-from tailorlib.search.proposer import Proposal, Proposer, Replay
+from tailorlib.search.proposer import Proposal, Replay
 from tailorlib.search.ranks import share_weights
+from tailorlib.search.sample_store import read_samples
 from tailorlib.search.study import Study
+from tailorlib.search.validator import Validator
 from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial, incumbent
+
+CONSTANT = 20
+"""So many candidates of one score are no coincidence."""
 
 
 class SearchModule(LightningModule):
@@ -53,6 +59,10 @@ class SearchModule(LightningModule):
         self.dense: Measurement | None = None
         self.stopped: str | None = None
         """Why the search ended before its last trial, or ``None``."""
+        self.validations: dict[int, Measurement] = {}
+        """What validation found, by the number of the trial that was the best then."""
+        self._recorded: dict[int, Measurement] = {}
+        self._dense_scores: dict[int, float] = {}
         self._engine: Engine | None = None
         self._journal: Journal | None = None
         self._shared: SharedFolder | None = None
@@ -75,8 +85,21 @@ class SearchModule(LightningModule):
 
     @property
     def incumbent(self) -> Trial | None:
-        """The best trial so far."""
-        return incumbent(self.trials)
+        """The best trial so far; with several objectives the one of the best balance."""
+        return knee(self.trials) if self.study.objectives else incumbent(self.trials)
+
+    @property
+    def result(self) -> Trial | None:
+        """The trial that the study ends with: the best in validation, if there is one, else the incumbent."""
+        if not self.validations:
+            return self.incumbent
+        number = min(self.validations, key=lambda n: (-self.validations[n].score, n))
+        return self.trials[number]
+
+    @property
+    def spent(self) -> float:
+        """What was spent, in evaluations on all samples."""
+        return self._campaign.spent if hasattr(self, "_campaign") else 0.0
 
     def retained(self, fitness: float) -> float | None:
         """Return a fitness in percent of the dense base model's, if that is a meaningful ratio."""
@@ -92,11 +115,14 @@ class SearchModule(LightningModule):
             self._journal = self._reopen()
         self._load_family(device)
         recorded = self._open_journal()
-        world = self.trainer.world_size
-        self._evaluator = Evaluator(study, self.engine, rank=self.global_rank, ranks=world, folder=study.directory)
-        self._evaluator.recover(self._recover_pending(world))
+        world, folder = self.trainer.world_size, study.directory
+        self._evaluator = Evaluator(study, self.engine, rank=self.global_rank, ranks=world, folder=folder)
+        self._evaluator.recover(*self._recover_work(world))
         self._measure_dense()
-        self._proposer = Proposer(study.space, study.optimizer, self._warm_starts(), study.settings.seed)
+        self._campaign = study.campaign(self._warm_starts())
+        if study.scheduler is not None:
+            self._campaign.observe_dense(self._dense_on)
+        self._validate = Validator(study, self.engine, rank=self.global_rank, ranks=world)
         self._replay = Replay(recorded)
         if recorded:
             say(f"[green]✓[/] Resumed after {len(recorded)} recorded trials")
@@ -109,29 +135,35 @@ class SearchModule(LightningModule):
 
         Candidates are asked for in the step itself: Lightning prefetches, and would ask before the last tell.
         """
-        batches = math.ceil(self.study.settings.trials / self.study.settings.batch_size)
+        settings = self.study.settings
+        batches = math.ceil(settings.trials / settings.batch_size)
+        if self.study.scheduler is not None:  # how many there will be only shows
+            batches = (settings.trials + 1) * self.study.fitness.num_samples
         private = torch.Generator()  # a loader draws a seed for its workers, even without any
         return DataLoader(range(batches), batch_size=None, generator=private)  # type: ignore[arg-type]
 
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Evaluate one batch of candidates and tell the optimizer."""
-        first, settings = len(self.trials), self.study.settings
-        proposals = self._proposer.propose(min(settings.batch_size, settings.trials - first))
-        recorded = [self._replay.lookup(first + i, p) for i, p in enumerate(proposals)]
-        new = [p.tailoring for p, trial in zip(proposals, recorded, strict=True) if trial is None]
+        first, campaign = len(self.trials), self._campaign
+        jobs = campaign.jobs(self.study.settings.batch_size)
+        recorded = [self._replay.lookup(first + i, job.proposal) for i, job in enumerate(jobs)]
+        new = [job for job, trial in zip(jobs, recorded, strict=True) if trial is None]
         best = self.incumbent
-        done = iter(self._evaluator.evaluate(new, None if best is None else best.tailoring))
+        tailorings, samples = [j.proposal.tailoring for j in new], [j.samples for j in new]
+        done = iter(self._evaluator.evaluate(tailorings, None if best is None else best.tailoring, samples))
         finished = [
-            trial if trial is not None else _trial(first + i, proposals[i], next(done))
+            trial if trial is not None else self._trial(first + i, jobs[i].proposal, next(done))
             for i, trial in enumerate(recorded)
         ]
         for trial in finished:
             self._finish(trial)
         self._evaluator.settle()
-        self._proposer.tell(finished)
-        if not finished and len(self.trials) < settings.trials:
+        campaign.tell(finished)
+        if not finished and not campaign.over:
             self._stop(f"the optimizer proposes nothing new after {len(self.trials)} trials")
         self._check_failures()
+        self._check_constant()
+        self._after_batch()
 
     def close(self) -> None:
         """Close the journal and what the processes share; once is enough, twice does no harm."""
@@ -143,6 +175,26 @@ class SearchModule(LightningModule):
             self._journal = None
 
     # -- One trial ------------------------------------------------------------------------------------------------
+
+    def _trial(self, number: int, proposal: Proposal, outcome: Outcome) -> Trial:
+        found = outcome.measurement
+        reason = found if isinstance(found, str) else None
+        measured = None if isinstance(found, str) else found
+        return Trial(
+            number=number,
+            params=proposal.params,
+            tailoring=proposal.tailoring,
+            state="complete" if measured is not None else "failed",
+            fitness=None if measured is None else measured.score,
+            metrics={} if measured is None else {**measured.metrics, **_parts(measured)},
+            seconds=outcome.seconds,
+            costs=outcome.costs,
+            origin=proposal.origin,
+            reason=reason,
+            objectives=outcome.objectives,
+            samples=outcome.samples,
+            fidelity=outcome.samples / self.study.fitness.num_samples,
+        )
 
     def _finish(self, trial: Trial) -> None:
         if self._journal is not None and trial.number == len(self._journal.trials):
@@ -156,9 +208,46 @@ class SearchModule(LightningModule):
         if best is not None and best.fitness is not None:
             figures["best_fitness"] = best.fitness
             figures["retained_percent"] = self.retained(best.fitness) or math.nan
+        figures |= {"samples": trial.samples, **{f"objective/{k}": v for k, v in trial.objectives.items()}}
+        if self.study.objectives:
+            figures["hypervolume"] = hypervolume(self.trials)
+        self._log(figures, trial.number)
+
+    def _log(self, figures: Mapping[str, float], number: int) -> None:
         for logger in self.loggers:
-            logger.log_metrics(figures, step=trial.number)
+            logger.log_metrics(dict(figures), step=number)
             logger.save()
+
+    def _after_batch(self) -> None:
+        """Validate, and end when the budget or the patience does."""
+        over = self._campaign.over
+        due = self._validate.due(self.incumbent, len(self.trials), last=over or self.stopped is not None)
+        found = None if due is None else self._validate(due, self._recorded.get(due.number))
+        if due is not None and found is not None:
+            self.validations[due.number] = found
+            if self._journal is not None and due.number not in self._recorded:
+                self._journal.add_validation(due.number, found)
+            figures = {"score": found.score, **found.metrics}
+            self._log({f"validation/{name}": value for name, value in figures.items()}, due.number)
+        if self._validate.patience_lost(self.validations):
+            self._stop(f"{self.study.validation.patience} validations in a row found no better score")
+        elif over:
+            self.trainer.should_stop = True
+
+    def _check_constant(self) -> None:
+        """Stop when nothing that candidates do makes a difference."""
+        complete = [t for t in self.trials if t.fitness is not None]
+        if len({t.tailoring.digest for t in complete}) < CONSTANT:
+            return
+        scores = {"fitness": {t.fitness for t in complete}}
+        scores |= {o.name: {t.objectives.get(o.name) for t in complete} for o in self.study.objectives}
+        for name, values in scores.items():
+            if len(values) == 1:
+                raise EvaluationError(
+                    f"A search needs scores that differ; {name} is {values.pop()} for each of {CONSTANT} "
+                    "candidates. Take more samples, a smoother signal, or another objective. The trials are in "
+                    f"{str(self.study.directory)!r}."
+                )
 
     def _check_failures(self) -> None:
         last = self.trials[-self.study.settings.max_failures :]
@@ -209,24 +298,41 @@ class SearchModule(LightningModule):
                 self._journal = Journal.create(self.study.directory, JournalHeader(self.identity, versions))
                 write_text(self.study.directory / "recipe.yaml", self.recipe)
             trials, self.dense = list(self._journal.trials), self._journal.dense
-        trials, self.dense = self.trainer.strategy.broadcast((trials, self.dense))
+            self._recorded = dict(self._journal.validations)
+        trials, self.dense, self._recorded = self.trainer.strategy.broadcast((trials, self.dense, self._recorded))
         return trials
 
-    def _recover_pending(self, ranks: int) -> list[Part]:
-        found: list[Part] = []
+    def _recover_work(self, ranks: int) -> tuple[list[Part], dict[str, list[SampleResult]]]:
+        """Return what an interrupted run left of its last batch, and results of candidates that may go on."""
+        parts: list[Part] = []
+        samples: dict[str, list[SampleResult]] = {}
         if self.global_rank == 0:
-            found = list(read_pending(self.study.directory)) if self.resume else []
-            drop_pending(self.study.directory, ranks if self.resume else 0)
-        return self.trainer.strategy.broadcast(found)
+            folder = self.study.directory
+            if self.resume:
+                parts, samples = list(read_pending(folder)), read_samples(folder)
+            drop_pending(folder, ranks if self.resume else 0)
+        return self.trainer.strategy.broadcast((parts, samples))
 
     def _measure_dense(self) -> None:
         self.study.observe_dense()
+        if self.study.scheduler is not None:
+            self._evaluator.samples.kept.add(self.study.dense.digest)
         if self.dense is None:
             with step("Dense base model measured"):
                 self.dense = self._evaluator.measure(self.study.dense)
             if self._journal is not None:
                 self._journal.set_dense(self.dense)
         self.dense = self.study.fitness.set_reference(self.dense)
+
+    def _dense_on(self, samples: int) -> float:
+        """Return the dense model's score on some first samples."""
+        if samples not in self._dense_scores:
+            digest = self.study.dense.digest
+            if len(self._evaluator.samples.get(digest)) < samples:  # the file of an earlier run is gone
+                self._evaluator.measure(self.study.dense)
+            results = self._evaluator.samples.get(digest)[:samples]
+            self._dense_scores[samples] = self.study.fitness.summarise(results).score
+        return self._dense_scores[samples]
 
     def _warm_starts(self) -> list[tuple[str, Tailoring]]:
         context = self.study.context(self.engine)
@@ -246,23 +352,6 @@ def environment() -> dict[str, str]:
     """Return the versions that can change a study's numbers."""
     packages = ("tailorlib", "torch", "transformers", "lightning", "lm-eval", "nevergrad", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _trial(number: int, proposal: Proposal, outcome: Outcome) -> Trial:
-    found = outcome.measurement
-    failed = isinstance(found, str)
-    return Trial(
-        number=number,
-        params=proposal.params,
-        tailoring=proposal.tailoring,
-        state="failed" if failed else "complete",
-        fitness=None if isinstance(found, str) else found.score,
-        metrics={} if isinstance(found, str) else {**found.metrics, **_parts(found)},
-        seconds=outcome.seconds,
-        costs=outcome.costs,
-        origin=proposal.origin,
-        reason=found if isinstance(found, str) else None,
-    )
 
 
 def _parts(measurement: Measurement) -> dict[str, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tailorlib.search.evaluator import Part
+    from tailorlib.search.evaluator import Key, Part
 
 PREFIX = "pending"
 
@@ -24,8 +24,8 @@ class Pending:
 
     def __init__(self, folder: Path | None, rank: int) -> None:
         self._path = None if folder is None else folder / f"{PREFIX}.{rank}.jsonl"
-        self.known: dict[tuple[str, int], Part] = {}
-        """Pieces of an interrupted batch, by candidate and shard."""
+        self.known: dict[Key, Part] = {}
+        """Pieces of an interrupted batch, by candidate, samples and shard."""
 
     def add(self, part: Part) -> None:
         """Keep a piece: when this returns, it is on disk."""

@@ -47,6 +47,7 @@ class Estimate:
         seconds: The whole search; loading, the dense model and the benchmark are not counted.
         merge_seconds: Share of a trial that goes into merges.
         reused: Share of the layers that don't have to run, in [0, 1].
+        share: Share of the samples that a trial is scored on, on average, in (0, 1].
         device_bytes: Memory of the family on the device, once every layer of every model was used.
         cache_bytes: Memory that merged layers may take beside it.
         disk_bytes: Bytes of the checkpoints that are mapped from disk.
@@ -56,6 +57,7 @@ class Estimate:
     seconds: float
     merge_seconds: float
     reused: float
+    share: float
     device_bytes: int
     cache_bytes: int
     disk_bytes: int
@@ -79,14 +81,17 @@ def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
     few = min(_CALIBRATED, len(steps[0].tailoring.layers))
     one, several = _seconds(study, few, device, dtype)
     per_layer = max(several - one, 0.0) / max(1, few - 1)
-    run = fmean(step.layers_run for step in steps)
+    share = fmean(step.share for step in steps)
+    run = fmean(step.layers_run * step.share for step in steps) / share
     merging = _merge_seconds(study, [plan for step in steps for plan in step.merged], device) / len(steps)
-    trial = max(one + (run - 1) * per_layer, 0.0) + merging
+    trial = max(one + (run - 1) * per_layer, 0.0) * share + merging
+    trials = study.settings.trials / share  # a scheduler makes more of them, each on fewer samples
     return Estimate(
         seconds_per_trial=trial,
-        seconds=trial * study.settings.trials / min(devices, study.settings.batch_size * study.settings.shards),
+        seconds=trial * trials / min(devices, study.settings.batch_size * study.settings.shards),
         merge_seconds=merging,
         reused=1 - run / fmean(len(step.tailoring.layers) for step in steps),
+        share=share,
         device_bytes=_device_bytes(study, dtype),
         cache_bytes=_cache_bytes(study),
         disk_bytes=sum(_disk_bytes(study)),
@@ -116,9 +121,11 @@ def plan_table(study: Study, device: torch.device, devices: int = 1) -> Table:
     table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints, read when needed")
     merging = f", {found.merge_seconds:.2f} of them merging" if found.merge_seconds >= 0.005 else ""
     reused = f"; about {found.reused:.0%} of the layers are known from earlier trials" if found.reused else ""
-    table.add_row("time per trial", f"{found.seconds_per_trial:.2f} s{merging}{reused}")
+    some = f" on {found.share:.0%} of the samples" if found.share < 1 else ""
+    table.add_row("time per trial", f"{found.seconds_per_trial:.2f} s{some}{merging}{reused}")
+    what = "trials" if found.share == 1 else "evaluations on all samples"
     where = "one device" if devices == 1 else f"{devices} devices"
-    table.add_row("time", f"{duration(found.seconds)} for {study.settings.trials} trials on {where}")
+    table.add_row("time", f"{duration(found.seconds)} for {study.settings.trials} {what} on {where}")
     return table
 
 

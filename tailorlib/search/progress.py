@@ -88,8 +88,13 @@ class SearchProgress(ProgressBar):
         if trial.reused_layers:
             figures += f"  reused {trial.reused_layers:.0%} of layers"
         if self._bar is not None:
-            self._bar.update(self._task, advance=1, figures=figures)
+            done = trial.number + 1 if module.study.scheduler is None else module.spent
+            self._bar.update(self._task, completed=round(done, 1), figures=figures)
             return
         total = module.study.settings.trials
         reason = f"  {trial.reason}" if trial.reason else ""
-        say(f"trial {trial.number + 1}/{total}  {figures}  {trial.seconds:.1f} s  {trial.origin}{reason}")
+        place = f"{trial.number + 1}/{total}"
+        if module.study.scheduler is not None:
+            place = f"{trial.number + 1} (spent {module.spent:.1f}/{total})"
+            figures += f"  on {trial.fidelity:.0%} of the samples"
+        say(f"trial {place}  {figures}  {trial.seconds:.1f} s  {trial.origin}{reason}")

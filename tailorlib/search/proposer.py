@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tailorlib.distributions import Params
@@ -54,16 +54,20 @@ class Proposer:
         self.repeats = 0
         """Number of proposals that were answered without a trial."""
 
-    def propose(self, count: int) -> list[Proposal]:
+    def propose(self, count: int, taken: Collection[str] = ()) -> list[Proposal]:
         """Return up to ``count`` candidates that were never told and differ from each other.
 
         Fewer (or none) are returned when the optimizer goes on proposing known ones: the space is exhausted,
         or the optimizer has converged.
+
+        Args:
+            count: How many are wanted.
+            taken: Digests of candidates that wait to be told; they are not proposed either.
         """
         batch: dict[str, Proposal] = {}
         while self._queue and len(batch) < count:
             proposal = self._queue.popleft()
-            if proposal.tailoring.digest not in self._known:
+            if proposal.tailoring.digest not in self._known and proposal.tailoring.digest not in taken:
                 batch.setdefault(proposal.tailoring.digest, proposal)
         repeats = 0
         while len(batch) < count and repeats < MAX_REPEATS:
@@ -71,7 +75,7 @@ class Proposer:
             digest = proposal.tailoring.digest
             if digest in self._known:
                 self._optimizer.tell(replace(self._known[digest], params=proposal.params))
-            if digest in self._known or digest in batch:
+            if digest in self._known or digest in batch or digest in taken:
                 repeats += 1
                 self.repeats += 1
             else:

@@ -16,7 +16,7 @@ import torch
 
 from tailorlib.evaluation.states import Reuse, Splice, StateCache, stride_for
 from tailorlib.models.layer_cache import LayerCache, LayerModules
-from tailorlib.search.proposer import Proposal, Proposer
+from tailorlib.search.campaign import Job
 from tailorlib.search.study import Study
 from tailorlib.seeding import numpy_generator
 from tailorlib.tailoring import LayerPlan, Tailoring
@@ -34,11 +34,13 @@ class Step:
         tailoring: The candidate.
         layers_run: Number of layers that have to run.
         merged: Layers that have to be merged.
+        share: Share of the samples that are scored.
     """
 
     tailoring: Tailoring
     layers_run: float
     merged: tuple[LayerPlan, ...]
+    share: float = 1.0
 
 
 def rehearse(study: Study, trials: int, dtype: torch.dtype) -> list[Step]:
@@ -50,21 +52,17 @@ def rehearse(study: Study, trials: int, dtype: torch.dtype) -> list[Step]:
         dtype: Data type that the study computes in.
     """
     settings, told = study.settings, list[Trial]()
-    study.optimizer.setup(study.space, settings.seed)
-    proposer = Proposer(study.space, study.optimizer, seed=settings.seed)
-    caches = _Caches(study, dtype)
-    landscape = _Landscape(study)
+    every = study.fitness.num_samples
+    campaign, landscape, caches = study.campaign(), _Landscape(study), _Caches(study, dtype)
     steps: list[Step] = []
-    while len(steps) < trials:
-        batch = proposer.propose(min(settings.batch_size, trials - len(steps)))
-        if not batch:
-            break
+    while len(steps) < trials and (jobs := campaign.jobs(min(settings.batch_size, trials - len(steps)))):
         best = incumbent(told)
-        steps += caches.run([p.tailoring for p in batch], None if best is None else best.tailoring)
-        done = [_trial(len(told) + i, p, landscape.fitness(p.tailoring)) for i, p in enumerate(batch)]
+        steps += caches.run(jobs, None if best is None else best.tailoring, every)
+        done = [_trial(len(told) + i, job, landscape, every) for i, job in enumerate(jobs)]
         told += done
-        proposer.tell(done)
-    study.optimizer.setup(study.space, settings.seed)
+        campaign.tell(done)
+    study.start_optimizer()
+    study.start_scheduler()
     return steps
 
 
@@ -82,20 +80,24 @@ class _Caches:
             0,  # what the host holds has to travel; it is left out
         )
         self.piece = torch.empty(math.ceil(self.footprint / _PIECES), dtype=torch.uint8, device=nowhere)
+        self.first: dict[tuple[int, int], int] = {}
         self.merged: LayerCache[tuple[LayerPlan, int]] = LayerCache(family.merge_cache_mib << 20)
 
-    def run(self, batch: Sequence[Tailoring], best: Tailoring | None) -> Iterator[Step]:
-        for tailoring in sorted(batch, key=lambda t: t.prefixes):
+    def run(self, jobs: Sequence[Job], best: Tailoring | None, samples: int) -> Iterator[Step]:
+        for job in sorted(jobs, key=lambda job: job.proposal.tailoring.prefixes):
+            tailoring, span = job.proposal.tailoring, (job.known, job.samples)
             self.states.protect(best.prefixes if best is not None else ())
-            yield Step(tailoring, self._layers_run(tailoring), tuple(self._merges(tailoring)))
+            run, merged = self._layers_run(tailoring, span), tuple(self._merges(tailoring))
+            yield Step(tailoring, run, merged, (job.samples - job.known) / samples)
 
-    def _layers_run(self, tailoring: Tailoring) -> float:
+    def _layers_run(self, tailoring: Tailoring, span: tuple[int, int]) -> float:
+        first = self.first.setdefault(span, _PIECES * len(self.first))  # other samples have other hidden states
         layers = len(tailoring.layers)
         if self.piece.nbytes > self.states.budget or not self.footprint:
             return layers
         stride = stride_for(layers, self.footprint, self.states.budget)
         reuse = Reuse(self.states, tailoring.prefixes, (), stride)
-        for serial in range(_PIECES):
+        for serial in range(first, first + _PIECES):
             splice = reuse.splice(serial)
             found = dict.fromkeys(splice.wanted, self.piece)
             reuse.keep(serial, 1, Splice(splice.start, None, splice.wanted, found))
@@ -117,6 +119,7 @@ class _Landscape:
 
     def __init__(self, study: Study) -> None:
         self._seed = study.settings.seed
+        self._names = [objective.name for objective in study.objectives]
 
     def fitness(self, tailoring: Tailoring) -> float:
         """Return a made-up fitness; kept layers are worth about ten times as much as what they are made of."""
@@ -126,6 +129,23 @@ class _Landscape:
             worth += 0.1 * numpy_generator("rehearsal", self._seed, plan.digest).normal()
         return worth
 
+    def objectives(self, tailoring: Tailoring) -> dict[str, float]:
+        """Return made-up scores of the objectives."""
+        return {
+            name: self.fitness(tailoring) + numpy_generator(name, tailoring.digest).normal()
+            for name in self._names
+        }
 
-def _trial(number: int, proposal: Proposal, fitness: float) -> Trial:
-    return Trial(number, proposal.params, proposal.tailoring, "complete", fitness)
+
+def _trial(number: int, job: Job, landscape: _Landscape, samples: int) -> Trial:
+    proposal = job.proposal
+    return Trial(
+        number,
+        proposal.params,
+        proposal.tailoring,
+        "complete",
+        landscape.fitness(proposal.tailoring),
+        objectives=landscape.objectives(proposal.tailoring),
+        samples=job.samples,
+        fidelity=job.samples / samples,
+    )

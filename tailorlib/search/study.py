@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +10,17 @@ from typing import Literal
 
 import torch
 
-from tailorlib.console import step
+from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
+from tailorlib.evaluation.overlap import overlap
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.fitness import Fitness
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import DTYPES
+from tailorlib.objective import Objective
 from tailorlib.optimizer import Optimizer
+from tailorlib.scheduler import Scheduler
+from tailorlib.search.campaign import Campaign, check_capabilities
 from tailorlib.search_space import SearchSpace
 from tailorlib.tailoring import BASE, Tailoring
 from tailorlib.warm_start import WarmStart, WarmStartContext
@@ -28,7 +32,8 @@ class StudySettings:
 
     Args:
         directory: The run folder: journal, resolved recipe, metrics, pictures and the model.
-        trials: Number of candidates to evaluate, warm starts included.
+        trials: Number of candidates to evaluate, warm starts included. With a scheduler, which scores some on few
+            samples, it is the budget in evaluations on all samples.
         seed: Seed of the optimizer and of every random mask.
         batch_size: Candidates asked for before any of them is told. With several devices they are evaluated
             side by side; any number of devices gives the same trials for the same batch size.
@@ -88,6 +93,29 @@ class Benchmark:
         self.fitness, self.baselines, self.variants = fitness, list(baselines or ()), variants
 
 
+class Validation:
+    """A guard against overfitting: the best candidate is scored on data that the search doesn't use.
+
+    Args:
+        fitness: How to score it. Leave it out for no validation.
+        every: Number of trials from one validation to the next, at least; one is made when the best changed.
+        patience: Stop the search after so many validations in a row that found no better score; ``None``: never.
+
+    Raises:
+        RecipeError: If a number is out of range.
+    """
+
+    def __init__(self, fitness: Fitness | None = None, every: int = 1, patience: int | None = None) -> None:
+        faults = [] if every >= 1 else [f"validation.every is at least 1, got {every}."]
+        if patience is not None and patience < 1:
+            faults.append(f"validation.patience is at least 1, got {patience}. Leave it out to never stop.")
+        if patience is not None and fitness is None:
+            faults.append("validation.patience needs validation.fitness: there is nothing to watch.")
+        if faults:
+            raise RecipeError(faults)
+        self.fitness, self.every, self.patience = fitness, every, patience
+
+
 @dataclass(frozen=True)
 class Study:
     """Everything that a recipe describes, ready to be used.
@@ -102,6 +130,9 @@ class Study:
     settings: StudySettings = field(default_factory=StudySettings)
     warm_starts: Sequence[WarmStart] = ()
     benchmark: Benchmark = field(default_factory=Benchmark)
+    scheduler: Scheduler | None = None
+    objectives: Sequence[Objective] = ()
+    validation: Validation = field(default_factory=Validation)
 
     @property
     def directory(self) -> Path:
@@ -115,9 +146,8 @@ class Study:
             RecipeError: With all faults that were found.
         """
         faults: list[str] = []
-        checked = {"fitness": self.fitness}
-        if self.benchmark.fitness is not None:
-            checked["benchmark"] = self.benchmark.fitness
+        checked = self.fitnesses
+        faults += _objective_faults(self.objectives)
         for section, fitness in checked.items():
             with _collect(faults, section):
                 fitness.check()
@@ -128,7 +158,8 @@ class Study:
                 with _collect(faults, "family"):
                     self.family.require(self.space.operations())
                 with _collect(faults, "optimizer"):
-                    self.optimizer.setup(self.space, self.settings.seed)
+                    self._check_optimizer()
+                    self.start_optimizer()
         if faults:
             raise RecipeError(faults)
         engine = self._engine(device)
@@ -136,9 +167,48 @@ class Study:
             for section, fitness in checked.items():
                 with _collect(faults, section):
                     fitness.setup(engine)
+        if not faults and self.scheduler is not None:
+            with _collect(faults, "scheduler"):
+                self.start_scheduler()
         if faults:
             raise RecipeError(faults)
+        self._warn_of_overlap()
         return engine
+
+    @property
+    def fitnesses(self) -> dict[str, Fitness]:
+        """The fitnesses of the recipe, by section."""
+        sections = {"fitness": self.fitness, "validation": self.validation.fitness}
+        sections["benchmark"] = self.benchmark.fitness
+        return {section: fitness for section, fitness in sections.items() if fitness is not None}
+
+    def start_optimizer(self) -> None:
+        """Set the optimizer up, anew if need be."""
+        names = tuple(objective.name for objective in self.objectives) or ("fitness",)
+        self.optimizer.setup(self.space, self.settings.seed, names)
+
+    def start_scheduler(self) -> None:
+        """Set the scheduler up, if there is one, anew if need be; the fitness is set up."""
+        if self.scheduler is not None:
+            self.scheduler.setup(self.fitness.num_samples, self.fitness.min_samples, self.settings.trials)
+
+    def campaign(self, warm_starts: Iterable[tuple[str, Tailoring]] = ()) -> Campaign:
+        """Return the course of this study from its beginning; the study is prepared.
+
+        Args:
+            warm_starts: Pairs (origin, tailoring) to try first.
+        """
+        self.start_optimizer()
+        self.start_scheduler()
+        return Campaign(
+            self.space,
+            self.optimizer,
+            self.settings.trials,
+            samples=self.fitness.num_samples,
+            scheduler=self.scheduler,
+            warm_starts=warm_starts,
+            seed=self.settings.seed,
+        )
 
     @property
     def dense(self) -> Tailoring:
@@ -147,14 +217,34 @@ class Study:
 
     def observe_dense(self) -> None:
         """Show the dense base model to every fitness that compares with it; the family is loaded."""
-        for fitness in (self.fitness, self.benchmark.fitness):
-            if fitness is not None and fitness.needs_dense:
+        for fitness in self.fitnesses.values():
+            if fitness.needs_dense:
                 with step("Outputs of the dense base model recorded"):
                     fitness.observe_dense(self.family.stitch(self.dense))
 
     def context(self, engine: Engine) -> WarmStartContext:
         """Return what warm starts may look at."""
         return WarmStartContext(self.family, self.space, engine, self.settings.seed)
+
+    def _check_optimizer(self) -> None:
+        check_capabilities(
+            self.optimizer,
+            self.space,
+            batch_size=self.settings.batch_size,
+            scheduler=self.scheduler is not None,
+            objectives=len(self.objectives),
+        )
+
+    def _warn_of_overlap(self) -> None:
+        """Say what the search shares with the data that is to judge it."""
+        for section, fitness in self.fitnesses.items():
+            shared = None if fitness is self.fitness else overlap(self.fitness, fitness)
+            if shared is not None and shared.shared:
+                say(
+                    f"[yellow]![/] The search's fitness shares {shared.shared} pieces of data "
+                    f"({shared.share:.0%}) with {section}.fitness, such as {shared.example!r}: its figures will "
+                    "flatter the search. Use another split or other tasks there."
+                )
 
     def _engine(self, device: torch.device) -> Engine:
         longest = getattr(self.family.config, "max_position_embeddings", None) or 2048
@@ -168,6 +258,18 @@ class Study:
             bytes_per_token=int(self.family.config.hidden_size)
             * DTYPES.get(self.family.dtype, torch.bfloat16).itemsize,
         )
+
+
+def _objective_faults(objectives: Sequence[Objective]) -> list[str]:
+    names = [objective.name for objective in objectives]
+    faults = [
+        f"objectives have names of their own, got {n!r} twice." for n in sorted(set(names)) if names.count(n) > 1
+    ]
+    if len(names) == 1:
+        faults.append(
+            f"objectives are several, got {names[0]!r} alone. Leave the section out: the fitness is one."
+        )
+    return faults
 
 
 @contextmanager

@@ -190,7 +190,7 @@ class TailorTrainer(Trainer):
             raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
 
     def _conclude(self, model: SearchModule) -> None:
-        study, best = model.study, model.incumbent
+        study, best = model.study, model.result
         dense = model.dense.score if model.dense else None
         seconds = sum(t.seconds for t in model.trials)
         say(study_summary(model.trials, dense, seconds, layout=study.family.layout))

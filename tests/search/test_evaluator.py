@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tailorlib.search.evaluator import Evaluator, Part
+from tailorlib.search.evaluator import Evaluator, Part, Piece
 from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.seeding import numpy_generator
 from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring
@@ -41,9 +41,13 @@ def test_a_batch_scores_as_each_candidate_alone(make: Make) -> None:
     assert scores(evaluator, batch) == by_hand(make(prefix_cache_mib=0), batch)
 
 
+def pieces(evaluator: Evaluator, batch: list[Tailoring], shard: int) -> list[Piece]:
+    return [Piece(tailoring, (0, evaluator.fitness.num_samples), shard) for tailoring in batch]
+
+
 def test_shards_change_the_last_digits_at_most(make: Make) -> None:
     evaluator = make(shards=4)
-    assert len(evaluator._shards) == 4
+    assert len(evaluator.shards((0, evaluator.fitness.num_samples))) == 4
     batch = candidates(evaluator)
     assert scores(evaluator, batch) == pytest.approx(by_hand(make(), batch), rel=1e-6)
 
@@ -148,11 +152,11 @@ def test_a_rank_that_fails_fails_the_candidate_with_its_reason(make: Make) -> No
         return stitch(tailoring)
 
     evaluator.study.family.stitch = fail  # type: ignore[method-assign]
-    (part,) = [p for p in evaluator._work([(t, 0) for t in batch], None) if isinstance(p.results, str)]
+    (part,) = [p for p in evaluator._work(pieces(evaluator, batch, 0), None) if isinstance(p.results, str)]
     assert (part.digest, part.results) == (batch[0].digest, "RuntimeError: the device is gone (rank 1)")
     whole = make(shards=2)
-    good = [p for t in batch for p in whole._work([(t, 0), (t, 1)], None)]
-    whole.recover([part, *(p for p in good if (p.digest, p.shard) != (part.digest, 0))])
+    good = list(whole._work([*pieces(whole, batch, 0), *pieces(whole, batch, 1)], None))
+    whole.recover([part, *(p for p in good if p.key != part.key)])
     failed, fine = whole.evaluate(batch)
     assert failed.measurement == part.results
     assert not isinstance(fine.measurement, str)
@@ -160,5 +164,5 @@ def test_a_rank_that_fails_fails_the_candidate_with_its_reason(make: Make) -> No
 
 def test_parts_survive_json(make: Make) -> None:
     evaluator = make(shards=2)
-    for part in evaluator._work([(t, 1) for t in candidates(evaluator, 2)], None):
+    for part in evaluator._work(pieces(evaluator, candidates(evaluator, 2), 1), None):
         assert Part.from_dict(json.loads(json.dumps(part.to_dict()))) == part

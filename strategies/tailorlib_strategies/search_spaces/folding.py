@@ -34,6 +34,7 @@ from tailorlib_strategies.search_spaces.hyperparameters import Hyperparameters
 from tailorlib_strategies.search_spaces.merge_choice import SELECTION, MergeChoice, named_once
 from tailorlib_strategies.search_spaces.mix import plain
 from tailorlib_strategies.search_spaces.outer_choice import OuterChoice
+from tailorlib_strategies.search_spaces.removal_choice import exact
 from tailorlib_strategies.search_spaces.scale_choice import ScaleChoice
 
 FOLDED = "folded"
@@ -74,6 +75,7 @@ class FoldingSpace(DeclaredSpace):
             )
 
     def _arrange(self, layout: FamilyLayout) -> None:
+        exact(self.removal)
         kinds, number = layout.layer_types, self.removal.number(layout.num_layers)
         self._foldable = tuple(
             i for i in self.removal.removable(layout.num_layers) if i > 0 and kinds[i] == kinds[i - 1]

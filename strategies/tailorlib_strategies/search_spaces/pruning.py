@@ -6,6 +6,7 @@ merge method; h, its hyperparameters. All layers keep their depth: layer i is ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from tailorlib import Distribution, FamilyLayout, LayerPlan, MergeOperation, Params, Tailoring
@@ -32,7 +33,7 @@ class PruningSpace(DeclaredSpace):
     but for those in ``outer``, which have the same parameters as a layer under ``embeddings.`` and so on.
 
     Args:
-        removal: How many layers go.
+        removal: How many layers go; a range searches over the number, too.
         selection: Whether a kept layer can be a candidate's; ``None`` leaves the base's layers and merges.
         merges: Merge operations to choose from, each with the ranges of its hyperparameters.
         residual_scale: Ranges of the factors of each kept layer's branches; ``None`` leaves them at 1.
@@ -52,7 +53,7 @@ class PruningSpace(DeclaredSpace):
         self.merges, self.outer = named_once("PruningSpace.merges", merges), tuple(outer or ())
 
     def _arrange(self, layout: FamilyLayout) -> None:
-        self._removal = RemovalChoice(self.removal, layout.num_layers)
+        self._removal = RemovalChoice(self.removal, layout.num_layers, exactly=False)
         self._merge = MergeChoice(
             "PruningSpace.merges", layout.candidates, self.selection is not None, self.merges
         )
@@ -104,11 +105,14 @@ class PruningSpace(DeclaredSpace):
 
     def size(self) -> SpaceSize:
         """Return the exact number of discrete candidates, and the most continuous parameters active at once."""
-        subset = self._removal.subset
-        kept = self.layout.num_layers - subset.k
-        continuous = (self._merge.continuous() + self._scale.continuous()) * kept + self._outer.continuous()
-        removals = subset.cardinality or 1
-        return SpaceSize(removals * self._merge.count() ** kept * self._outer.count(), continuous)
+        subset, layers = self._removal.subset, self.layout.num_layers
+        per_layer = self._merge.continuous() + self._scale.continuous()
+        discrete = sum(
+            math.comb(subset.n, size) * self._merge.count() ** (layers - size)
+            for size in range(subset.low, subset.k + 1)
+        )
+        continuous = per_layer * (layers - subset.low) + self._outer.continuous()
+        return SpaceSize(discrete * self._outer.count(), continuous)
 
     def operations(self) -> tuple[MergeOperation, ...]:
         """Return the merges that can be chosen; none with fewer than two candidates."""
