@@ -33,12 +33,10 @@ def hypervolume(trials: Iterable[Trial]) -> float:
 
     Scores below 0 add nothing. Computed by nevergrad (algorithm of Fonseca, Paquete and Lopez-Ibanez 2006).
     """
-    points = [t.losses for t in front(trials)]
+    points = [list(t.losses) for t in front(trials) if max(t.losses) < 0]
     if not points:
         return 0.0
-    indicator = HypervolumeIndicator([0.0] * len(points[0]))
-    volume: float = indicator.compute([list(point) for point in points])
-    return volume
+    return float(HypervolumeIndicator([0.0] * len(points[0])).compute(points))
 
 
 def knee(trials: Iterable[Trial]) -> Trial | None:

@@ -94,8 +94,12 @@ def _origin(best: Trial, trials: Sequence[Trial]) -> str:
 
 def _counts(trials: Sequence[Trial]) -> str:
     complete = sum(t.state == "complete" for t in trials)
-    repeated = duplicates(trials)
     text = f"{complete} complete, {len(trials) - complete} failed"
+    if any(t.fidelity < 1 for t in trials):
+        whole = {t.tailoring.digest for t in trials if t.fidelity == 1}
+        candidates = len(_distinct(trials))
+        return f"{text}; {candidates} candidates, of which {len(whole)} were scored on all samples"
+    repeated = duplicates(trials)
     return f"{text}; {repeated} of them repeat an earlier tailoring" if repeated else text
 
 

@@ -266,10 +266,10 @@ class Evaluator:
             found |= zip(self.shards(part.span)[part.shard], part.results, strict=True)
         new = [found[i] for i in sorted(found)]
         results = [*known, *new]
-        if new and (len(results) < self.fitness.num_samples or digest in self.samples.kept):
-            self.samples.extend(digest, new)
-        else:
+        if len(results) == self.fitness.num_samples and digest not in self.samples.kept:
             self.samples.drop(digest)
+        elif new:
+            self.samples.extend(digest, new)
         try:
             return self.fitness.summarise(results)
         except Exception as error:  # metrics are a task's own code

@@ -41,9 +41,8 @@ class SampleStore:
                 os.fsync(file.fileno())
 
     def drop(self, digest: str) -> None:
-        """Forget a candidate that is done, unless it is to be kept."""
-        if digest not in self.kept:
-            self.known.pop(digest, None)
+        """Forget a candidate that is done."""
+        self.known.pop(digest, None)
 
 
 def read_samples(folder: Path) -> dict[str, list[Any]]:

@@ -1,0 +1,226 @@
+# ruff: noqa: T201
+"""Optimizers, schedulers and starts compared on the pocket family: a real network, trials of some 50 ms.
+
+    python tests/benchmarks/pocket_searches.py --record FOLDER --budget 300 --seeds 5 --processes 2
+    python tests/benchmarks/pocket_searches.py --record FOLDER --plugins my.py --optimizers Mine RandomSearch
+
+Every search that the folder does not have is run; then all that it has are shown: the fitness of the best
+candidate after so many evaluations on all samples, and its quality on text that no search saw. Quality is the mean
+over code, prose and arithmetic of dense perplexity / perplexity: 1 is as good as the dense base. The figures are
+means over seeds with their standard errors. Optimizers are named as in recipes, with settings after a colon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from evaluations import Evaluations, Scorer
+from pocket_family import pocket_family, source, study_parts
+from searches import Found, Record, Setting, Starts, Step, optimizer_of, run_all, run_search
+from tailorlib_strategies.optimizers import RandomSearch
+from tailorlib_strategies.texts import Interleaved
+from tailorlib_strategies.warm_starts import BlockInfluence
+
+from tailorlib import SearchSpace, Tailoring
+from tailorlib.evaluation.engine import Engine
+from tailorlib.registry import load_plugin
+from tailorlib.search.study import Study
+from tailorlib.warm_start import WarmStartContext
+
+OPTIMIZERS = ("RandomSearch", "Nevergrad", "Nevergrad:optimizer=DiscreteOnePlusOne", "Evolution", "Optuna", "SMAC")
+OPTIMIZERS = (*OPTIMIZERS, "StructuredBayes")
+SCALES = [0.3, 0.5, 0.8]
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What searches at one ratio share."""
+
+    space: SearchSpace
+    search: Scorer
+    test: Scorer
+    dense: Tailoring
+    starts: dict[str, Starts]
+
+
+@lru_cache
+def arena(folder: Path, space: str) -> Arena:
+    """Return the pocket family's arena; ``space`` is the share of layers to remove, such as ``0.25``."""
+    torch.set_num_threads(1)
+    parts = study_parts(pocket_family(folder), float(space))
+    study = Study(parts.family, parts.space, RandomSearch(), parts.fitness)
+    engine = study.prepare(torch.device("cpu"))
+    study.family.load(torch.device("cpu"))
+    store = Evaluations(folder / "evaluations.sqlite")
+    scorers = []
+    for fitness in (parts.fitness, parts.test):
+        if fitness is parts.test:
+            fitness.setup(engine)
+        scorer = Scorer(study.family, fitness, engine, store)
+        fitness.set_reference(scorer.measure(study.dense))
+        scorers.append(scorer)
+    return Arena(parts.space, scorers[0], scorers[1], study.dense, {"cold": (), "warm": _warm(study, engine)})
+
+
+def _warm(study: Study, engine: Engine) -> Starts:
+    domains = [source(domain, "search", 8) for domain in study.family.layout.candidates]
+    start = BlockInfluence(Interleaved(domains), context_length=64, max_tokens=2048, merge_scales=SCALES)
+    context = WarmStartContext(study.family, study.space, engine, 0)
+    return [(start.label, tailoring) for tailoring in start.propose(context)]
+
+
+def search(folder: Path, setting: Setting) -> Found:
+    """Run one search."""
+    place = arena(folder, setting.space)
+
+    def score(tailoring: Tailoring, samples: int) -> float:
+        return place.search.measure(tailoring, samples).score
+
+    starts = place.starts[setting.start]
+    return run_search(setting, place.space, place.search.fitness, score, starts, dense=place.dense)[0]
+
+
+def quality(folder: Path, space: str, step: Step) -> float:
+    """Return a candidate's score on text that no search saw."""
+    return arena(folder, space).test.measure(Tailoring.from_dict(step.tailoring)).score
+
+
+Groups = dict[tuple[str, str], list[Found]]
+
+
+def grouped(record: Record, budget: float) -> dict[str, Groups]:
+    """Return the searches of one budget by space, and in it by start and label."""
+    groups: dict[str, Groups] = defaultdict(lambda: defaultdict(list))
+    for found in sorted(record, key=lambda f: f.setting.seed):
+        setting = found.setting
+        if setting.budget == budget:
+            name = " + ".join(part for part in (setting.optimizer, setting.scheduler) if part)
+            groups[setting.space][setting.start, name].append(found)
+    return groups
+
+
+def show(groups: dict[str, Groups], marks: Sequence[int], tested: Callable[[str, Step], float]) -> None:
+    """Print a table for each space: fitness at each mark, and the quality of what was found in the end."""
+    for space, of_space in groups.items():
+        print(f"\n{space} of the layers removed: fitness after so many evaluations, and quality on unseen text")
+        heads = " ".join(f"{mark:>15d}" for mark in marks)
+        print(f"{'start':6} {'optimizer':58} {heads} {'unseen':>15} {'seeds':>5} {'s/trial':>8}")
+        for (start, name), runs in sorted(of_space.items(), key=lambda item: (item[0][0], -_final(item[1]))):
+            curves = np.array([[_score(run.at(mark)) for mark in marks] for run in runs])
+            ends = np.array([tested(space, run.steps[-1]) for run in runs])
+            cells = [_cell(column) for column in (*curves.T, ends)]
+            thinking = np.mean([run.thinking / run.trials for run in runs])
+            print(f"{start:6} {name:58} {' '.join(cells)} {len(runs):5d} {thinking:8.3f}", flush=True)
+
+
+def _score(step: Step | None) -> float:
+    return float("nan") if step is None else step.score
+
+
+def _final(runs: Sequence[Found]) -> float:
+    return float(np.mean([run.steps[-1].score for run in runs]))
+
+
+def _cell(values: np.ndarray) -> str:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return f"{'–':>15}"
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{values.mean():7.4f} ±{error:.4f}"
+
+
+def plot(groups: dict[str, Groups], path: Path, budget: float) -> None:
+    """Draw the mean fitness of the best candidate over what was spent, with standard errors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    starts = sorted({start for of_space in groups.values() for start, _ in of_space})
+    figure, axes = plt.subplots(
+        len(starts), len(groups), figsize=(5.4 * len(groups), 4.2 * len(starts)), squeeze=False, sharex=True
+    )
+    names = sorted({name for of_space in groups.values() for _, name in of_space})
+    grid = np.unique(np.geomspace(4, budget, 60).round()).astype(int)
+    for column, (space, of_space) in enumerate(sorted(groups.items())):
+        for row, start in enumerate(starts):
+            axis = axes[row][column]
+            for at, name in enumerate(names):
+                runs = of_space.get((start, name), [])
+                if not runs:
+                    continue
+                curves = np.array([[_score(run.at(x)) for x in grid] for run in runs])
+                middle, error = curves.mean(axis=0), curves.std(axis=0) / max(1, len(runs) - 1) ** 0.5
+                (line,) = axis.plot(grid, middle, ("-", "--", ":")[at // 10 % 3], label=name, linewidth=1.5)
+                axis.fill_between(grid, middle - error, middle + error, color=line.get_color(), alpha=0.15)
+            axis.set(title=f"{space} removed, {start} start", xscale="log")
+            axis.grid(alpha=0.3, which="both")
+    for axis in axes[-1]:
+        axis.set_xlabel("evaluations on all samples")
+    for line_of_axes in axes:
+        line_of_axes[0].set_ylabel("fitness of the best candidate")
+    handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    rows = -(-len(handles) // 3)
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.03 * rows + 0.01, 1, 1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", type=Path, required=True, help="folder of the family, evaluations and results")
+    parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS))
+    parser.add_argument("--schedulers", nargs="*", default=[""], help="with settings after a colon; '' for none")
+    parser.add_argument("--starts", nargs="*", default=["cold", "warm"], choices=["cold", "warm"])
+    parser.add_argument("--ratios", nargs="*", default=["0.25"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=300)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--plugins", nargs="*", default=[], help="files or modules with more optimizers")
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    parser.add_argument("--plot", type=Path, help="where to write the picture, a PNG")
+    arguments = parser.parse_args()
+    for spec in arguments.plugins:
+        load_plugin(spec)
+    for spec in arguments.optimizers:
+        optimizer_of(spec, arguments.budget)  # what can't be is said before anything runs
+    folder = arguments.record
+    pocket_family(folder)
+    record = Record(folder / "searches.jsonl")
+    settings = [
+        Setting(optimizer, scheduler, start, ratio, seed, arguments.budget)
+        for seed, ratio, start, scheduler, optimizer in product(
+            range(arguments.seeds),
+            arguments.ratios,
+            arguments.starts,
+            arguments.schedulers,
+            arguments.optimizers,
+        )
+    ]
+    if not arguments.show:
+        run_all(settings, record, partial(search, folder), arguments.processes, arguments.plugins)
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, {versions}")
+    print(f"$ python {shlex.join(sys.argv)}")
+    groups = grouped(record, arguments.budget)
+    marks = [mark for mark in (25, 50, 100, 200, 300, 500) if mark <= arguments.budget]
+    show(groups, marks, partial(quality, folder))
+    if arguments.plot:
+        plot(groups, arguments.plot, arguments.budget)
+
+
+if __name__ == "__main__":
+    main()
