@@ -22,6 +22,7 @@ from tailorlib.interchange import read_foreign
 from tailorlib.journal import FILE_NAME, Journal, archive, refuse_occupied
 from tailorlib.models.family import ModelFamily
 from tailorlib.plugins import REGISTRIES
+from tailorlib.report.front import draw_front, front_table
 from tailorlib.report.pictures import draw_study
 from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
@@ -204,6 +205,9 @@ class TailorTrainer(Trainer):
             dense_fitness=dense,
             title=study.directory.name,
         )
+        if study.objectives:
+            say(front_table(model.trials))
+            draw_front(model.trials, study.directory / "front.png", title=study.directory.name)
         rows = self._benchmark(model, best)
         if study.settings.export:
             with step(f"Model written to {study.directory / 'model'}"):

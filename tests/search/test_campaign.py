@@ -138,7 +138,7 @@ def test_a_candidate_that_goes_on_keeps_its_origin() -> None:
     found = campaign(scheduler=SuccessiveHalving(eta=3, min_samples=3, size=9), budget=3, warm_starts=starts)
     _, told = lead(found)
     assert {t.origin for t in told[:9]} == {"a start"}
-    assert [t.origin for t in told if t.samples == SAMPLES][0] == "a start"
+    assert next(t.origin for t in told if t.samples == SAMPLES) == "a start"
 
 
 @pytest.mark.parametrize("scheduler", [None, SuccessiveHalving(eta=3, min_samples=3, size=40)])
