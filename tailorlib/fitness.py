@@ -142,7 +142,7 @@ class Fitness(ABC):
 
     @property
     def fingerprints(self) -> Sequence[Fingerprint]:
-        """What stands for the data that is scored, after :meth:`setup`: data that two fitnesses share is found by it.
+        """What stands for the data that is scored, after :meth:`setup`, to find data that two fitnesses share.
 
         See :func:`tailorlib.evaluation.overlap.overlap`. Empty by default: nothing is known of the data.
         """

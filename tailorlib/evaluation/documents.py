@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tailorlib.evaluation.overlap import Fingerprint, question_fingerprint, text_fingerprint
 from tailorlib.evaluation.packing import Request
 
 
@@ -94,6 +95,23 @@ def documents_of(
             tokens = sum(len(requests[i].continuation) for i in of_instance[own[0]])
             found[number] = Document(own[:1], (max(1, tokens),), ())
     return found
+
+
+def fingerprint_of(task: Any, doc: Any, arguments: Sequence[Any]) -> Fingerprint:
+    """Return what stands for a document of any task: the question without its few-shot examples, and its answers.
+
+    Args:
+        task: A task of lm-eval.
+        doc: The document, as the task has processed it.
+        arguments: Those of the document's instances.
+    """
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return text_fingerprint(str(arguments[0][0]))
+    text = task.doc_to_text(doc)
+    choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else ()
+    # a number is the place of the right choice: the choices are in the context, and the target follows them
+    context, answers = ("", [*choices, task.doc_to_target(doc)]) if isinstance(text, int) else (text, choices)
+    return question_fingerprint(str(context), [str(answer) for answer in answers or [task.doc_to_target(doc)]])
 
 
 def signals_of(documents: Iterable[Document], log_likelihood: Mapping[int, float]) -> dict[str, float]:

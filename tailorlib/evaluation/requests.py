@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tailorlib.evaluation.documents import Document, chance, documents_of, signals_of
+from tailorlib.evaluation.documents import Document, chance, documents_of, fingerprint_of, signals_of
 from tailorlib.evaluation.packing import Request
 from tailorlib.evaluation.surroundings import lm_eval_seeds, quiet_lm_eval
 from tailorlib.evaluation.task_metrics import TaskScores, fix_documents, lm_eval_metrics
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tailorlib.evaluation.engine import Engine, Scores
+    from tailorlib.evaluation.overlap import Fingerprint
 
 __all__ = ["TaskRequests", "TaskScores", "quiet_lm_eval"]
 
@@ -116,6 +117,16 @@ class TaskRequests:
     def instances_of(self, task: str, document: int) -> Sequence[Any]:
         """Return the lm-eval instances of a document."""
         return self._instances[task][document]
+
+    def fingerprints(self) -> list[Fingerprint]:
+        """Return what stands for each document of all tasks, to find those that other data has, too."""
+        with quiet_lm_eval(), lm_eval_seeds(self.settings, self._engine.device):
+            return [
+                fingerprint_of(self.tasks[name], own[0].doc, [instance.args for instance in own])
+                for name, instances in self._instances.items()
+                for own in instances.values()
+                if own
+            ]
 
     def generates(self, task: str) -> bool:
         """Say whether a task lets the model write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,10 +20,14 @@ class Window:
     Args:
         request: The stretch as a request: its tokens are scored after the context, one prefix token.
         num_bytes: Length of the stretch in UTF-8.
+        document: Which document it is a stretch of.
+        stop: Number of the document's characters up to its end.
     """
 
     request: Request
     num_bytes: int
+    document: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def windows(
     """
     prefix = prefix_token(tokenizer)
     order = numpy_generator(seed, "windows").permutation(len(documents))
-    pending = [_cut(tokenizer, documents[int(i)], context_length, prefix) for i in order]
+    pending = [_cut(tokenizer, documents[int(i)], int(i), context_length, prefix) for i in order]
     found: list[Window] = []
     left = math.inf if max_tokens is None else max_tokens
     while pending and left > 0:
@@ -118,7 +122,9 @@ def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
     raise DataError("A text starts with a BOS or EOS token, and the tokenizer has neither. Set its bos_token.")
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, document: str, context_length: int, prefix: int) -> Iterator[Window]:
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, document: str, number: int, context_length: int, prefix: int
+) -> Iterator[Window]:
     if not document:
         return
     encoding = tokenizer(document, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
@@ -133,11 +139,11 @@ def _cut(tokenizer: PreTrainedTokenizerBase, document: str, context_length: int,
             end = encoding["offset_mapping"][stop - 1][1]
         else:
             end = len(tokenizer.decode(ids[:stop]))
-        yield Window(Request((prefix,), tokens), len(document[done:end].encode()))
+        yield Window(Request((prefix,), tokens), len(document[done:end].encode()), number, end)
         done = max(done, end)
 
 
 def _shorten(tokenizer: PreTrainedTokenizerBase, window: Window, length: int) -> Window:
     tokens = window.request.continuation[:length]
     text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-    return Window(Request(window.request.context, tokens), len(text.encode()))
+    return replace(window, request=Request(window.request.context, tokens), num_bytes=len(text.encode()))

@@ -25,6 +25,9 @@ from tailorlib.search_space import SearchSpace
 from tailorlib.tailoring import BASE, Tailoring
 from tailorlib.warm_start import WarmStart, WarmStartContext
 
+SHARED = 0.05
+"""Part of the data from which on sharing is said: texts of one kind have some licences and idioms in common."""
+
 
 @dataclass(frozen=True)
 class StudySettings:
@@ -239,7 +242,7 @@ class Study:
         """Say what the search shares with the data that is to judge it."""
         for section, fitness in self.fitnesses.items():
             shared = None if fitness is self.fitness else overlap(self.fitness, fitness)
-            if shared is not None and shared.shared:
+            if shared is not None and shared.share >= SHARED:
                 say(
                     f"[yellow]![/] The search's fitness shares {shared.shared} pieces of data "
                     f"({shared.share:.0%}) with {section}.fitness, such as {shared.example!r}: its figures will "

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from evaluations import Evaluations, Scorer
-from pocket_family import pocket_family, source, study_parts
+from pocket_family import pocket_family, prepared, source, study_parts
 from searches import Found, Record, Setting, Starts, Step, optimizer_of, run_all, run_search
 from tailorlib_strategies.optimizers import RandomSearch
 from tailorlib_strategies.texts import Interleaved
@@ -36,7 +36,7 @@ from tailorlib_strategies.warm_starts import BlockInfluence
 from tailorlib import SearchSpace, Tailoring
 from tailorlib.evaluation.engine import Engine
 from tailorlib.registry import load_plugin
-from tailorlib.search.study import Study
+from tailorlib.search.study import Benchmark, Study
 from tailorlib.warm_start import WarmStartContext
 
 OPTIMIZERS = ("RandomSearch", "Nevergrad", "Nevergrad:optimizer=DiscreteOnePlusOne", "Evolution", "Optuna", "SMAC")
@@ -60,14 +60,13 @@ def arena(folder: Path, space: str) -> Arena:
     """Return the pocket family's arena; ``space`` is the share of layers to remove, such as ``0.25``."""
     torch.set_num_threads(1)
     parts = study_parts(pocket_family(folder), float(space))
-    study = Study(parts.family, parts.space, RandomSearch(), parts.fitness)
-    engine = study.prepare(torch.device("cpu"))
-    study.family.load(torch.device("cpu"))
+    study = Study(
+        parts.family, parts.space, RandomSearch(), parts.fitness, benchmark=Benchmark(parts.test, variants=False)
+    )
+    engine = prepared(study)
     store = Evaluations(folder / "evaluations.sqlite")
     scorers = []
     for fitness in (parts.fitness, parts.test):
-        if fitness is parts.test:
-            fitness.setup(engine)
         scorer = Scorer(study.family, fitness, engine, store)
         fitness.set_reference(scorer.measure(study.dense))
         scorers.append(scorer)

@@ -115,7 +115,8 @@ def run_search(
     starts: Starts,
     *,
     dense: Tailoring | None = None,
-    objectives: Callable[[Tailoring, float], dict[str, float]] | None = None,
+    objectives: Callable[[Tailoring, int], dict[str, float]] | None = None,
+    known_as: Setting | None = None,
 ) -> tuple[Found, list[Trial]]:
     """Search once.
 
@@ -126,12 +127,15 @@ def run_search(
         score: Returns a candidate's score on a number of first samples.
         starts: Warm starts, already within the space.
         dense: The dense model, whose scores say how few samples compare with all.
-        objectives: Returns the scores of several objectives, given a candidate and its score.
+        objectives: Returns the scores of several objectives, as ``score`` does.
+        known_as: What the record calls it; ``setting`` by default.
     """
     samples = fitness.num_samples
     optimizer = optimizer_of(setting.optimizer, setting.budget)
     scheduler: Scheduler | None = plugin_of(setting.scheduler, SCHEDULERS) if setting.scheduler else None
-    names = tuple(objectives(starts[0][1], 1.0)) if objectives is not None else ("fitness",)
+    names = ("fitness",)
+    if objectives is not None and dense is not None:
+        names = tuple(objectives(dense, samples))  # type: ignore[assignment]
     optimizer.setup(space, setting.seed, names)
     if scheduler is not None:
         scheduler.setup(samples, fitness.min_samples, setting.budget)
@@ -158,7 +162,7 @@ def run_search(
             "complete",
             value,
             origin=job.proposal.origin,
-            objectives={} if objectives is None else objectives(tailoring, value),
+            objectives={} if objectives is None else objectives(tailoring, job.samples),
             samples=job.samples,
             fidelity=job.samples / samples,
         )
@@ -169,7 +173,7 @@ def run_search(
         before, best = best, incumbent([trial] if best is None else [best, trial])
         if best is not before and best is not None and best.fidelity == 1.0:
             steps.append(Step(campaign.spent, best.fitness or 0.0, best.tailoring.to_dict()))
-    return Found(setting, steps, len(told), thinking), told
+    return Found(known_as or setting, steps, len(told), thinking), told
 
 
 class Record:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tailorlib.evaluation.engine import Engine
+    from tailorlib.evaluation.overlap import Fingerprint
 
 
 class LMEval(Fitness):
@@ -134,6 +135,11 @@ class LMEval(Fitness):
     def truncated(self) -> Mapping[str, int]:
         """Number of questions of each task that are longer than the context, after :meth:`setup`."""
         return self._tasks.truncated
+
+    @property
+    def fingerprints(self) -> Sequence[Fingerprint]:
+        """One for each document."""
+        return self._tasks.fingerprints()
 
     def check(self) -> None:
         """Look the tasks up; their data is not loaded.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tailorlib.evaluation.engine import Engine
+    from tailorlib.evaluation.overlap import Fingerprint
 
 
 class WeightedMean(Fitness):
@@ -77,6 +78,11 @@ class WeightedMean(Fitness):
     def min_samples(self) -> int:
         """Number of first samples with which each part has as many as it needs."""
         return self._min_samples
+
+    @property
+    def fingerprints(self) -> Sequence[Fingerprint]:
+        """Those of all parts."""
+        return [piece for part in self.parts.values() for piece in part.fingerprints]
 
     @property
     def needs_dense(self) -> bool:

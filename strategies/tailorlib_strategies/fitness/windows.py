@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tailorlib.evaluation.overlap import Fingerprint, text_fingerprint
 from tailorlib.evaluation.samples import SampledRequests
 from tailorlib.evaluation.text import windows
 from tailorlib.exceptions import RecipeError
@@ -13,6 +14,9 @@ from tailorlib.text import TextSource
 
 if TYPE_CHECKING:
     from tailorlib.evaluation.engine import Engine
+
+_KNOWN_BY = 1000
+"""Characters that a document is known by at least, so that short windows are found in longer ones."""
 
 
 class TextFitness(Fitness):
@@ -42,6 +46,15 @@ class TextFitness(Fitness):
     def num_samples(self) -> int:
         """Number of windows, after :meth:`setup`."""
         return len(self._windows)
+
+    @property
+    def fingerprints(self) -> Sequence[Fingerprint]:
+        """One for each document that has a window."""
+        stops: dict[int, int] = {}
+        for window in self._windows:
+            stops[window.document] = max(window.stop, stops.get(window.document, 0))
+        documents = self.text.documents()
+        return [text_fingerprint(documents[i][: max(stop, _KNOWN_BY)]) for i, stop in stops.items()]
 
     def check(self) -> None:
         """Read the text.
