@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
+from rich.errors import LiveError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -54,3 +56,19 @@ def step(what: str) -> Iterator[None]:
     else:
         yield
     say(f"[green]✓[/] {what}")
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar on a terminal, and yield what advances it by one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = console.is_terminal and is_first_rank()
+    progress = Progress(*columns, console=console, disable=not shown, transient=True)
+    task = progress.add_task(description, total=total)
+    # rich before 14.1 shows one display at a time, and a spinner may be turning: then it is only that
+    with suppress(LiveError):
+        progress.start()
+    try:
+        yield lambda: progress.advance(task)
+    finally:
+        progress.stop()

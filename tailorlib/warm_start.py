@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tailorlib.exceptions import RecipeError
 from tailorlib.registry import Registry
 from tailorlib.tailoring import Tailoring
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from tailorlib.evaluation.engine import Engine
     from tailorlib.models.family import ModelFamily
     from tailorlib.search_space import SearchSpace
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,24 @@ class WarmStartContext:
     engine: Engine
     seed: int
 
+    def in_space(self, tailorings: Iterable[Tailoring]) -> list[Tailoring]:
+        """Return those that lie in the search space, in the space's own form, each once; the others are logged."""
+        found: dict[str, Tailoring] = {}
+        for tailoring in tailorings:
+            try:
+                own = self.space.decode(self.space.encode(tailoring), seed=self.seed)
+            except RecipeError as error:
+                _log.info("A proposal outside the search space is left out: %s", error)
+            else:
+                found.setdefault(own.digest, own)
+        return list(found.values())
+
 
 class WarmStart(ABC):
     """Proposes tailorings from the models themselves, without a search.
 
-    In a recipe's ``warm_starts`` its proposals are a study's first trials; in ``benchmark.baselines`` its first
-    proposal is a row of the final table.
+    In a recipe's ``warm_starts`` its proposals are a study's first trials, and have to lie in the search space; in
+    ``benchmark.baselines`` its first proposal is a row of the final table, and can be any tailoring of the family.
     """
 
     @property
@@ -47,7 +63,29 @@ class WarmStart(ABC):
 
     @abstractmethod
     def propose(self, context: WarmStartContext) -> Sequence[Tailoring]:
-        """Return tailorings, the best guess first."""
+        """Return tailorings, the best guess first; each can be stitched, in the search space or not.
+
+        Raises:
+            RecipeError: If its settings, or the search space, leave nothing to propose.
+        """
+
+    def starts(self, context: WarmStartContext) -> list[Tailoring]:
+        """Return the proposals that can be a study's first trials: those in the space, in the space's own form.
+
+        Raises:
+            RecipeError: If there is none, with the reason why the first one isn't in the space.
+        """
+        proposals = self.propose(context)
+        found = context.in_space(proposals)
+        if proposals and not found:
+            try:
+                context.space.encode(proposals[0])
+            except RecipeError as error:
+                raise RecipeError(
+                    f"A warm start lies in the search space; {self.label} proposes nothing that lies in this "
+                    f"{type(context.space).__name__}. {error} Or list it in benchmark.baselines: those needn't."
+                ) from error
+        return found
 
 
 WARM_STARTS: Registry[WarmStart] = Registry(WarmStart, "tailorlib.warm_starts")

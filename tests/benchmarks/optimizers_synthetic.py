@@ -1,196 +1,222 @@
 # ruff: noqa: T201
-"""Compare optimizers on a synthetic landscape of the paper's search space; run it as a script.
+"""Regret of optimizers on synthetic landscapes: 32 layers, 8 removed, 3 candidates, the optimum known.
 
-30 layers, 8 removed, 3 candidates, task arithmetic and TIES. The loss adds up over layers (the ends are dear to
-remove, each fine-tune helps or hurts a layer), with a penalty for removed neighbours and for seams between unlike
-neighbours, and noise that is fixed per candidate, as of a finite sample of questions. Every search starts from one
-decent point. Reported is the noise-free loss of the incumbent, which the search picks by noisy losses.
+    python tests/benchmarks/optimizers_synthetic.py --trials 500 --plot docs/images/optimizers_synthetic.png
+    python tests/benchmarks/optimizers_synthetic.py --plugins my.py --names Mine Nevergrad:optimizer=DE
+
+Every registered optimizer takes part by its name; settings follow a colon. Trials come through the same proposer
+as in a study, so that no candidate is scored twice. A search starts cold, or from a decent guess with ``--start
+warm``. Reported is the regret without noise of the incumbent, which the search picks by what it measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import os
+import platform
+import shlex
+import sys
 import time
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
-from tailorlib_strategies.optimizers import Nevergrad, RandomSearch
-from tailorlib_strategies.optimizers.encoding import EDGE, NORMAL, NormalEncoding
 from tailorlib_strategies.search_spaces import PruningSpace
 
-from tailorlib import FamilyLayout, LayerPlan, LayerSource, Optimizer, Params, Tailoring, Trial
-from tailorlib.seeding import numpy_generator
+from tailorlib import Optimizer, Trial
+from tailorlib.exceptions import TailorError
+from tailorlib.optimizer import OPTIMIZERS
+from tailorlib.registry import load_plugin
+from tailorlib.search.proposer import Proposer
+from tailorlib.testing.landscapes import LANDSCAPES, Landscape
 from tailorlib.trial import incumbent
 
-L, R, CANDIDATES = 30, 8, ("a", "b", "c")
+MARKS = (25, 50, 100, 200, 500)
+"""Numbers of trials that the table shows."""
+LEAST = 1e-3
+"""The picture's logarithmic scale ends here: nats per token that nobody would notice."""
 
 
-class Landscape:
-    """Loss of a tailoring; the seed draws the family."""
+@dataclass(frozen=True)
+class Run:
+    """What one search found.
 
-    def __init__(self, seed: int) -> None:
-        rng = numpy_generator("landscape", seed)
-        depth = np.linspace(-1, 1, L)
-        self.importance = 0.06 + 0.5 * np.abs(depth) ** 4 + rng.gamma(2.0, 0.03, L)
-        self.guess = self.importance + rng.normal(0, 0.05, L)  # what a calibration sees of it
-        self.gain = rng.normal(0.004, 0.012, (L, len(CANDIDATES)))
-        self.best_density = rng.uniform(0.3, 0.9, L)
-        self.seed = seed
+    Args:
+        regret: Of the incumbent after each trial, [trials], nats per token.
+        seconds: Time of the optimizer per trial, asks and tells.
+    """
 
-    def start(self, scale: float = 0.35) -> Tailoring:
-        """The least important layers removed as calibration sees it, all candidates merged uniformly."""
-        gone = set(np.argsort(self.guess)[:R].tolist())
-        return Tailoring(
-            tuple(
-                LayerPlan(
-                    tuple(LayerSource(c, i) for c in CANDIDATES),
-                    "TaskArithmetic",
-                    (("scale", scale),),
-                    LayerSource("base", i),
-                )
-                for i in range(L)
-                if i not in gone
-            )
-        )
-
-    def weights(self, plan: LayerPlan) -> np.ndarray:
-        """How much of each candidate's task vector a layer has."""
-        w = np.array([float(any(s.model == c for s in plan.sources)) for c in CANDIDATES])
-        params = dict(plan.params)
-        if plan.operation == "TaskArithmetic":
-            return w * float(params["scale"])
-        if plan.operation == "TIES":
-            miss = float(params["density"]) - self.best_density[plan.sources[0].layer]
-            return w * float(params["scale"]) / max(w.sum(), 1) * 1.6 * (1 - miss**2)
-        return w
-
-    def loss(self, tailoring: Tailoring) -> float:
-        """The noise-free loss, nats per token."""
-        kept = [plan.sources[0].layer for plan in tailoring.layers]
-        gone = np.array([i not in kept for i in range(L)])
-        loss = 3.265 + self.importance[gone].sum() + 0.04 * (gone[1:] & gone[:-1]).sum()
-        weights = [self.weights(plan) for plan in tailoring.layers]
-        for i, w in zip(kept, weights, strict=True):
-            loss += -(self.gain[i] * w).sum() * 2 + 0.006 * w.sum() ** 2 - 0.006 * w.sum()
-        return loss + 0.003 * sum(np.abs(a - b).sum() for a, b in pairwise(weights))
-
-    def measured(self, tailoring: Tailoring, sigma: float) -> float:
-        """The loss with the noise of a finite sample, the same for the same candidate."""
-        return self.loss(tailoring) + sigma * numpy_generator(self.seed, tailoring.digest).standard_normal()
+    regret: np.ndarray
+    seconds: float
 
 
-class HillClimbing(Optimizer):
-    """A yardstick: (1+1) over the distributions' own mutations, one to three active parameters at a time."""
-
-    def _setup(self, space, seed):
-        self.best = None
-
-    def _ask(self) -> Params:
-        if self.best is None:
-            return self.space.sample(self.rng)
-        child = dict(self.best[1])
-        distributions = self.space.distributions()
-        for _ in range(min(self.rng.integers(1, 4, 2))):
-            names = ["removed"] * (len(child) // 5) + list(child)
-            name = names[int(self.rng.integers(len(names)))]
-            child[name] = distributions[name].mutate(child[name], self.rng)
-        return child
-
-    def _tell(self, trial):
-        if self.best is None or trial.loss <= self.best[0]:
-            self.best = (trial.loss, trial.params)
+def space_of(landscape: Landscape) -> PruningSpace:
+    """Return the paper's space for a landscape."""
+    space = PruningSpace(LayerRemoval(count=landscape.removed), merges=[TaskArithmetic(), TIES()])
+    space.setup(landscape.layout)
+    return space
 
 
-class FixedPlaces(NormalEncoding):
-    """An ablation: every value at the middle of its cell, so that the keys of a subset are tied."""
+class Timed:
+    """Counts the seconds within an optimizer's ``ask`` and ``tell``."""
 
-    def encode(self, params: Params) -> list[float]:
-        full = self.space.complete(params)
-        places = [u for name, d in self.space.distributions().items() for u in d.encode(full[name])]
-        return [NORMAL.inv_cdf(min(max(u, EDGE), 1 - EDGE)) for u in places]
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.seconds, self._optimizer = 0.0, optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._optimizer, name)
+        if name not in {"ask", "tell"}:
+            return attribute
+
+        def timed(*args: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return attribute(*args)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return timed
 
 
-class NevergradOnFixedPlaces(Nevergrad):
-    def _setup(self, space, seed):
-        super()._setup(space, seed)
-        self._encoding = FixedPlaces(space, self.rng)
-
-
-def run(make: Callable[[], Optimizer], seed: int, trials: int, noise: float) -> tuple[float, float, float]:
-    """Return start, found (noise-free), and how many layers a child differs from the incumbent on average."""
-    landscape = Landscape(seed)
-    space = PruningSpace(LayerRemoval(count=R), merges=[TaskArithmetic(), TIES()])
-    space.setup(FamilyLayout(CANDIDATES, L, ("full_attention",) * L))
-    optimizer = make()
+def run(landscape: Landscape, optimizer: Optimizer, trials: int, seed: int, warm: bool) -> Run:
+    """Search a landscape once."""
+    space = space_of(landscape)
     optimizer.setup(space, seed)
-    start = landscape.start()
-    told = [Trial(0, space.encode(start), start, "complete", -landscape.measured(start, noise))]
-    optimizer.tell(told[0])
-    changed = []
-    for number in range(1, trials):
-        params = optimizer.ask()
-        tailoring = space.decode(params)
+    timed = Timed(optimizer)
+    proposer = Proposer(space, timed, [("start", landscape.start)] if warm else [], seed)  # type: ignore[arg-type]
+    told: list[Trial] = []
+    regret: list[float] = []
+    while len(told) < trials:
+        proposals = proposer.propose(1)
+        if not proposals:
+            regret += regret[-1:] * (trials - len(told))  # it has converged
+            break
+        (one,) = proposals
+        score = landscape.measure(one.tailoring)
+        samples = landscape.samples
+        told.append(
+            Trial(len(told), one.params, one.tailoring, "complete", score, samples=samples, origin=one.origin)
+        )
+        proposer.tell(told[-1:])
         best = incumbent(told)
-        changed.append(len(set(tailoring.layers) ^ set(best.tailoring.layers)) / 2)
-        told.append(Trial(number, params, tailoring, "complete", -landscape.measured(tailoring, noise)))
-        optimizer.tell(told[-1])
-    return landscape.loss(start), landscape.loss(incumbent(told).tailoring), float(np.median(changed))
+        assert best is not None
+        regret.append(landscape.regret(best.tailoring) if best is told[-1] else regret[-1])
+    return Run(np.array(regret), timed.seconds / trials)
 
 
-NAMES = (
-    "DiscreteOnePlusOne",
-    "OnePlusOne",
-    "FastGADiscreteOnePlusOne",
-    "PortfolioDiscreteOnePlusOne",
-    "DiscreteLenglerOnePlusOne",
-    "DiscreteDoerrOnePlusOne",
-    "RecombiningPortfolioDiscreteOnePlusOne",
-    "AnisotropicAdaptiveDiscreteOnePlusOne",
-    "TinyLognormalDiscreteOnePlusOne",
-    "OptimisticDiscreteOnePlusOne",
-    "DE",
-    "TwoPointsDE",
-    "CMA",
-    "NGOpt",
-)
+def optimizer_of(spec: str, trials: int) -> Optimizer:
+    """Return an optimizer of a name with settings, such as ``Nevergrad:optimizer=DE,budget=100``."""
+    name, _, settings = spec.partition(":")
+    pairs = (item.partition("=") for item in settings.split(",") if item)
+    values = {key: yaml.safe_load(value) for key, _, value in pairs}
+    if name == "Nevergrad":
+        values.setdefault("budget", trials)
+    return OPTIMIZERS.get(name)(**values)
+
+
+def needs(name: str) -> list[str]:
+    """Return the settings without which an optimizer can't be made."""
+    parameters = inspect.signature(OPTIMIZERS.get(name)).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def compare(
+    specs: Sequence[str],
+    names: Sequence[str],
+    trials: int,
+    seeds: int,
+    warm: bool,
+    report: Callable[[str, str, list[Run]], None],
+) -> dict[str, dict[str, list[Run]]]:
+    """Run every optimizer on every landscape with every seed."""
+    found: dict[str, dict[str, list[Run]]] = {name: {} for name in names}
+    for name in names:
+        for spec in specs:
+            runs = [run(LANDSCAPES[name](s), optimizer_of(spec, trials), trials, s, warm) for s in range(seeds)]
+            found[name][spec] = runs
+            report(name, spec, runs)
+    return found
+
+
+def row(name: str, spec: str, runs: Sequence[Run], marks: Sequence[int]) -> str:
+    """Return a line of the table: mean and standard deviation of the regret at each mark."""
+    curves = np.stack([one.regret for one in runs])[:, [m - 1 for m in marks]]
+    spread = curves.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(marks))
+    cells = " ".join(f"{m:7.3f} ±{s:6.3f}" for m, s in zip(curves.mean(axis=0), spread, strict=True))
+    return f"{name:12} {spec:48} {cells} {np.mean([one.seconds for one in runs]):9.4f}"
+
+
+def plot(found: dict[str, dict[str, list[Run]]], path: Path, title: str) -> None:
+    """Draw the median regret over the trials, with the quartiles, a panel for each landscape."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(5.2 * len(found), 4.6), squeeze=False)
+    for axis, (name, by_optimizer) in zip(axes[0], found.items(), strict=True):
+        for at, (spec, runs) in enumerate(by_optimizer.items()):
+            curves = np.maximum([one.regret for one in runs], LEAST)
+            low, middle, high = np.quantile(curves, [0.25, 0.5, 0.75], axis=0)
+            trials = np.arange(1, len(middle) + 1)
+            style = ("-", "--", ":")[at // 10 % 3]
+            (line,) = axis.plot(trials, middle, style, label=spec, linewidth=1.6)
+            axis.fill_between(trials, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(xlabel="trials", title=name, xscale="log", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
+    axes[0][0].set_ylabel("regret of the incumbent, nats per token")
+    figure.suptitle(title)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.tight_layout()
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "frameon": False}
+    figure.legend(handles, labels, ncols=min(2 * len(found), len(labels)), **place)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--trials", type=int, default=48)
-    parser.add_argument("--noise", type=float, default=0.004, help="standard deviation of a measured loss")
-    parser.add_argument("--names", nargs="*", default=list(NAMES))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", nargs="*", help="optimizers, with settings after a colon; all by default")
+    parser.add_argument("--plugins", nargs="*", default=[], help="files or modules with more optimizers")
+    parser.add_argument("--landscapes", nargs="*", default=list(LANDSCAPES), choices=list(LANDSCAPES))
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--start", choices=["cold", "warm"], default="cold")
+    parser.add_argument("--plot", type=Path, help="where to write the picture, a PNG")
     arguments = parser.parse_args()
-    makes: dict[str, Callable[[], Optimizer]] = {"(hill climbing)": HillClimbing, "(random)": RandomSearch}
-    makes |= {"(DiscreteOnePlusOne, keys tied)": NevergradOnFixedPlaces}
-    makes |= {"(DiscreteOnePlusOne, repeats allowed)": lambda: Nevergrad("DiscreteOnePlusOne", retries=0)}
-    makes |= {n: lambda n=n: Nevergrad(n, budget=arguments.trials) for n in arguments.names}
-    print(f"{arguments.seeds} seeds, {arguments.trials} trials; gain over the start in nats, higher is better")
-    print(
-        f"{'optimizer':42} {'mean':>7} {'sd':>7} {'min':>7} {'max':>7} {'layers/child':>12} {'s/trial':>8}"
-        f" {'paired difference to the yardstick':>34}"
-    )
-    yardstick: np.ndarray | None = None
-    for name, make in makes.items():
-        began = time.perf_counter()
-        try:
-            results = [run(make, seed, arguments.trials, arguments.noise) for seed in range(arguments.seeds)]
-        except Exception as error:
-            print(f"{name:42} {type(error).__name__}: {error}")
-            continue
-        seconds = (time.perf_counter() - began) / arguments.seeds / arguments.trials
-        gains = np.array([start - found for start, found, _ in results])
-        changed = np.mean([c for _, _, c in results])
-        yardstick = gains if yardstick is None else yardstick
-        error = (gains - yardstick).std(ddof=1) / len(gains) ** 0.5
-        print(
-            f"{name:42} {gains.mean():7.4f} {gains.std(ddof=1):7.4f} {gains.min():7.4f} {gains.max():7.4f} "
-            f"{changed:12.1f} {seconds:8.3f} {(gains - yardstick).mean():24.4f} ± {error:.4f}",
-            flush=True,
-        )
+    try:
+        for spec in arguments.plugins:
+            load_plugin(spec)
+        specs = arguments.names or [name for name in OPTIMIZERS.names() if not needs(name)]
+        for spec in specs:
+            optimizer_of(spec, arguments.trials)  # what can't be is said before anything runs
+    except (TypeError, ValueError, TailorError) as error:
+        parser.error(str(error))
+    marks = [m for m in MARKS if m < arguments.trials] + [arguments.trials]
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    command = f"python {shlex.join(sys.argv)}"
+    print(f"{machine}, NumPy {np.__version__}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}")
+    print(f"$ {command}")
+    for name in () if arguments.names else filter(needs, OPTIMIZERS.names()):
+        print(f"(without {name}, which needs {', '.join(needs(name))}: give it in --names)")
+    print(f"{arguments.seeds} seeds, {arguments.start} start; regret of the incumbent: mean ± standard deviation")
+    print(f"{'landscape':12} {'optimizer':48} {' '.join(f'{m:>15}' for m in marks)} {'s/trial':>9}")
+
+    def report(name: str, spec: str, runs: list[Run]) -> None:
+        print(row(name, spec, runs, marks), flush=True)
+
+    warm = arguments.start == "warm"
+    found = compare(specs, arguments.landscapes, arguments.trials, arguments.seeds, warm, report)
+    if arguments.plot:
+        plot(found, arguments.plot, f"{arguments.seeds} seeds, {arguments.start} start: median and quartiles")
 
 
 if __name__ == "__main__":

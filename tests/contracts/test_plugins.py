@@ -6,6 +6,7 @@ import inspect
 
 import pytest
 from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
+from tailorlib_strategies.optimizers import StructuredBayes
 from tailorlib_strategies.search_spaces import PruningSpace
 
 from tailorlib import MergeOperation, Operation, Optimizer, SearchSpace
@@ -19,6 +20,7 @@ SETTINGS = {
     "LayerRemoval": {"count": 2},
     "PruningSpace": {"removal": LayerRemoval(count=2)},
     "FoldingSpace": {"removal": LayerRemoval(count=2)},
+    "ParEGO": {"optimizer": StructuredBayes()},
 }
 """What a plugin's ``__init__`` can't do without."""
 
@@ -47,7 +49,7 @@ def test_optimizer_keeps_its_contract(name: str) -> None:
     space = small_space()
     if "conditional" not in cls.supports or "subset" not in cls.supports:
         pytest.skip(f"{name} declares support for {sorted(cls.supports)} only")
-    check_optimizer(cls, space)
+    check_optimizer(lambda: cls(**SETTINGS.get(name, {})), space)
 
 
 @pytest.mark.parametrize("name", SEARCH_SPACES.names())

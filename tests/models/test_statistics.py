@@ -16,6 +16,7 @@ from model_cases import CPU, LAYERS, logits, plan
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.errors import LiveError
+from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -449,7 +450,7 @@ def test_a_bar_counts_the_rows_and_may_start_beside_a_spinner(
 ) -> None:
     name, screen = "model.layers.0.mlp.up_proj.weight", StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100)
-    monkeypatch.setattr(cache, "console", terminal)
+    monkeypatch.setattr("tailorlib.console.console", terminal)
     find(family_of(small), GRAM, "a", name)
     assert "gram of a" in screen.getvalue()
     assert "/2" in screen.getvalue()
@@ -459,7 +460,7 @@ def test_a_bar_counts_the_rows_and_may_start_beside_a_spinner(
     def busy(_: Any) -> None:
         raise LiveError("Only one live display may be active at once")
 
-    monkeypatch.setattr(cache.Progress, "start", busy)  # rich before 14.1
+    monkeypatch.setattr(Progress, "start", busy)  # rich before 14.1
     assert find(family_of(small), FISHER, "a", name) is not None
 
 

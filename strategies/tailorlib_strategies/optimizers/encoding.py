@@ -53,17 +53,24 @@ class NormalEncoding:
     def _place(self, distribution: Distribution, value: ParamValue) -> list[float]:
         """Return coordinates in [0, 1] that decode to the value."""
         if isinstance(distribution, Subset):
-            # the k largest keys are the members: split a uniform sample of keys at its k-th largest
+            # the largest keys are the members: split a uniform sample of keys there
             keys = np.sort(self.rng.random(distribution.n))
             assert isinstance(value, tuple)
-            member = np.isin(np.arange(distribution.n), value)
+            member, outside = np.isin(np.arange(distribution.n), value), distribution.n - len(value)
             placed = np.empty(distribution.n)
-            placed[member] = self.rng.permutation(keys[distribution.n - distribution.k :])
-            placed[~member] = self.rng.permutation(keys[: distribution.n - distribution.k])
-            return [float(u) for u in placed]
+            placed[member] = self.rng.permutation(keys[outside:])
+            placed[~member] = self.rng.permutation(keys[:outside])
+            sizes = distribution.encode(value)[distribution.n :]
+            return [float(u) for u in placed] + [
+                self._within(u, distribution.k - distribution.low + 1) for u in sizes
+            ]
         if isinstance(distribution, Categorical | Integer):
             (middle,) = distribution.encode(value)
             cells = distribution.cardinality
             assert cells is not None
-            return [middle + (float(self.rng.random()) - 0.5) * 0.98 / cells]
+            return [self._within(middle, cells)]
         return list(distribution.encode(value))
+
+    def _within(self, middle: float, cells: int) -> float:
+        """Return a random place in the cell of that middle, one of so many."""
+        return middle + (float(self.rng.random()) - 0.5) * 0.98 / cells

@@ -36,7 +36,7 @@ class Nevergrad(Optimizer):
         retries: How often a proposal that is already known is replaced.
     """
 
-    supports = frozenset({"conditional", "subset", "batch"})
+    supports = frozenset({"conditional", "subset", "batch", "fidelity"})
 
     def __init__(
         self, optimizer: str = "DiscreteLenglerFourthOnePlusOne", budget: int | None = None, retries: int = 50
@@ -55,6 +55,7 @@ class Nevergrad(Optimizer):
         self._global = GlobalRandomness(seed_for(seed, "nevergrad", "global") % 2**32)
         self._pending: defaultdict[Key, deque[Any]] = defaultdict(deque)
         self._known: dict[Key, float] = {}
+        self._points: dict[Key, Any] = {}
         self._unpriced: list[tuple[Any, float]] = []
         with self._global.private():
             self._search = self._make(seed)
@@ -93,20 +94,51 @@ class Nevergrad(Optimizer):
 
     def _tell(self, trial: Trial) -> None:
         key = frozenset(trial.params.items())
-        self._known[key] = trial.loss
+        before, self._known[key] = self._known.get(key), trial.loss
         queue = self._pending.get(key)
-        self._learn(queue.popleft() if queue else self._injected(trial.params), trial.loss)
+        if before is not None and before != trial.loss:
+            self._correct(self._points[key], trial.loss)
+        if queue or before is None:
+            self._points[key] = queue.popleft() if queue else self._injected(trial.params)
+            self._learn(self._points[key], trial.loss)
+
+    def _correct(self, candidate: Any, loss: float) -> None:
+        """Put a candidate's later loss in place of the earlier one.
+
+        Telling it again would not do: nevergrad takes the mean of both, and trusts what was told twice so much
+        more that it becomes the best, whatever its loss.
+        """
+        waiting = [at for at, (one, _) in enumerate(self._unpriced) if one is candidate]
+        for at in waiting:
+            self._unpriced[at] = candidate, loss
+        if waiting:
+            return
+        loss = min(loss, self._penalty())
+        candidate.loss = loss
+        value = self._search.archive.get(candidate.get_standardized_data(reference=self._search.parametrization))
+        if value is None:
+            return  # pruned: too bad to be remembered
+        value.mean = value._minimum = loss
+        value.square = loss * loss
+        values = list(self._search.archive.values())
+        for name in self._search.current_bests:
+            found = [(one.get_estimation(name), at) for at, one in enumerate(values)]
+            self._search.current_bests[name] = values[min(found)[1]]
 
     def _learn(self, candidate: Any, loss: float) -> None:
         self._unpriced.append((candidate, loss))
-        finite = [known for known in self._known.values() if math.isfinite(known)]
-        if not finite:
+        if not any(map(math.isfinite, self._known.values())):
             return  # what a failure costs is only known once something has worked
-        penalty = max(finite) + (max(finite) - min(finite)) + 1.0  # nevergrad can't take infinity
+        penalty = self._penalty()
         with self._global.private():
             for waiting, its_loss in self._unpriced:
                 self._search.tell(waiting, min(its_loss, penalty))
         self._unpriced.clear()
+
+    def _penalty(self) -> float:
+        """Return what a failure costs: nevergrad can't take infinity."""
+        finite = [known for known in self._known.values() if math.isfinite(known)]
+        return max(finite) + (max(finite) - min(finite)) + 1.0 if finite else 1.0
 
     def _injected(self, params: Params) -> Any:
         # asking for a suggestion, not spawning a child: some optimizers spend their first ask on the origin

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -28,21 +29,63 @@ class Variation:
         space: The search space, set up.
         swap: Probability that a step is a swap, where the space has a subset to swap in.
         nudge: Probability of the other steps that they move a number, where there is one.
+        spread: Probability that what a layer's parameter becomes is taken over by a run of layers beside it: what
+            is good in one layer is often good in its neighbours.
     """
 
-    def __init__(self, space: SearchSpace, swap: float, nudge: float) -> None:
-        self.space, self.swap, self.nudge = space, swap, nudge
+    def __init__(self, space: SearchSpace, swap: float, nudge: float, spread: float = 0.0) -> None:
+        self.space, self.swap, self.nudge, self.spread = space, swap, nudge, spread
         self.distributions = space.distributions()
+        self._kinds = {n: _kind(d) for n, d in self.distributions.items() if d.cardinality != 1}
+        self._twins: defaultdict[tuple[str, str, Distribution], dict[int, str]] = defaultdict(dict)
+        self._places: dict[str, tuple[int, dict[int, str]]] = {}
+        self._layers: defaultdict[int, list[tuple[str, dict[int, str]]]] = defaultdict(list)
+        for name, distribution in self.distributions.items():
+            found = _INDEXED.match(name)
+            if found:
+                twins = self._twins[found["kind"], found["rest"], distribution]
+                twins[int(found["index"])] = name
+                self._places[name] = int(found["index"]), twins
+                self._layers[int(found["index"])].append((name, twins))
 
-    def step(self, genome: Genome, rng: np.random.Generator) -> None:
-        """Change one parameter in place."""
-        active = [n for n in self.space.active(genome) if self.distributions[n].cardinality != 1]
+    def step(self, genome: Genome, rng: np.random.Generator, active: Params | None = None) -> None:
+        """Change one parameter in place, or one in a run of layers.
+
+        Args:
+            genome: What is changed.
+            rng: Draws the step.
+            active: The active parameters, if they are known.
+        """
+        kinds = self.kinds(self.space.active(genome) if active is None else active)
+        names = kinds[self.draw(kinds, rng)]
+        if names:
+            self.change(genome, names[int(rng.integers(len(names)))], rng)
+
+    def kinds(self, active: Iterable[str]) -> dict[str, list[str]]:
+        """Return the names of active parameters that can change: those of swaps, nudges and choices."""
         kinds: dict[str, list[str]] = {"swap": [], "nudge": [], "choice": []}
         for name in active:
-            kinds[_kind(self.distributions[name])].append(name)
-        names = kinds[self._draw(kinds, rng)]
-        if names:
-            self._change(genome, names[int(rng.integers(len(names)))], rng)
+            if name in self._kinds:
+                kinds[self._kinds[name]].append(name)
+        return kinds
+
+    def change(self, genome: Genome, name: str, rng: np.random.Generator) -> None:
+        """Change a parameter in place."""
+        if self._kinds.get(name) == "swap":
+            before = set(self.space.active(genome))
+            genome[name] = self.distributions[name].mutate(genome[name], rng)
+            self._inherit(genome, before)
+            return
+        genome.update(self.changes(genome, name, rng))
+
+    def changes(self, genome: Genome, name: str, rng: np.random.Generator) -> Genome:
+        """Return what a choice or a nudge makes of a parameter, at times of that of a run of layers."""
+        value = self.distributions[name].mutate(genome[name], rng)
+        if not self.spread or name not in self._places or rng.random() >= self.spread:
+            return {name: value}
+        index, twins = self._places[name]
+        below, above = (int(x) for x in rng.integers(0, len(twins), 2) * rng.integers(0, 2, 2))
+        return {twin: value for i, twin in twins.items() if index - below <= i <= index + above}
 
     def genome(self, params: Params) -> Genome:
         """Return all parameters of a candidate of which the active ones are known."""
@@ -50,35 +93,36 @@ class Variation:
         self._inherit(found, set(params))
         return found
 
-    def _draw(self, kinds: dict[str, list[str]], rng: np.random.Generator) -> str:
+    def draw(self, kinds: dict[str, list[str]], rng: np.random.Generator) -> str:
+        """Return the kind of a step."""
         if kinds["swap"] and (not (kinds["nudge"] or kinds["choice"]) or rng.random() < self.swap):
             return "swap"
         if kinds["nudge"] and (not kinds["choice"] or rng.random() < self.nudge):
             return "nudge"
         return "choice"
 
-    def _change(self, genome: Genome, name: str, rng: np.random.Generator) -> None:
-        before = set(self.space.active(genome))
-        genome[name] = self.distributions[name].mutate(genome[name], rng)
-        if isinstance(self.distributions[name], Subset):
-            self._inherit(genome, before)
+    def take_over(self, genome: Genome, index: int, there: Collection[int]) -> None:
+        """Give a layer the plan of the nearest of those that are there, in place."""
+        if there:
+            nearest = min(there, key=lambda i: (abs(i - index), i))
+            genome.update({n: genome[twins[nearest]] for n, twins in self._layers[index] if nearest in twins})
 
     def _inherit(self, genome: Genome, known: Collection[str]) -> None:
-        there = sorted({index for name in known if (index := layer_of(name)) is not None})
-        for name in self.distributions:
-            index = layer_of(name)
-            if index is None or index in there or not there:
-                continue
-            nearest = min(there, key=lambda i: (abs(i - index), i))
-            twin = _INDEXED.sub(rf"\g<kind>{nearest}\g<rest>", name)
-            if self.distributions.get(twin) == self.distributions[name]:
-                genome[name] = genome[twin]
+        there = {self._places[name][0] for name in known if name in self._places}
+        for index in self._layers:
+            if index not in there:
+                self.take_over(genome, index, there)
 
 
 def layer_of(name: str) -> int | None:
     """Return the number of the layer that a parameter belongs to, such as 3 of ``layer.3.operation``."""
     found = _INDEXED.match(name)
     return int(found["index"]) if found else None
+
+
+def stem_of(name: str) -> str:
+    """Return a parameter's name without its layer, such as ``layer.#.operation``: the same for all layers."""
+    return _INDEXED.sub(r"\g<kind>#\g<rest>", name)
 
 
 def _kind(distribution: Distribution) -> str:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_only
-from rich.errors import LiveError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tailorlib.console import console, say
+from tailorlib.console import bar, say
 from tailorlib.evaluation.text import prefix_token
 from tailorlib.exceptions import DataError, ModelError
 from tailorlib.models.cache import build_once, cache_root
 from tailorlib.models.checkpoint import INDEX, SafetensorsCheckpoint
 from tailorlib.models.source import sha256_of
-from tailorlib.models.statistics.collect import Advance, Collected, calibration_rows, collect
+from tailorlib.models.statistics.collect import Collected, calibration_rows, collect
 from tailorlib.models.stitching import Stitcher
 from tailorlib.operation import Statistic
 from tailorlib.tailoring import BASE, Tailoring
@@ -136,7 +132,7 @@ class LayerStatistics:
             dtype=torch.float32,
             merge_cache_bytes=0,
         )
-        with torch.inference_mode(False), _bar(f"{kind} of {model}", len(self.rows)) as advance:
+        with torch.inference_mode(False), bar(f"{kind} of {model}", len(self.rows)) as advance:
             whole = stitcher.stitch(Tailoring.whole(model, family.layout.num_layers))
             collected = collect(kind, whole, family.architecture, self.rows, advance)
         if not collected.tensors:
@@ -195,18 +191,3 @@ def _is_whole(folder: Path) -> bool:
     except ModelError:
         return False
     return True
-
-
-@contextmanager
-def _bar(description: str, total: int) -> Iterator[Advance]:
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    shown = console.is_terminal and getattr(rank_zero_only, "rank", 0) == 0
-    progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not shown, transient=True)
-    task = progress.add_task(description, total=total)
-    # rich before 14.1 shows one display at a time, and a spinner may be turning: then it is only that
-    with suppress(LiveError):
-        progress.start()
-    try:
-        yield lambda: progress.advance(task)
-    finally:
-        progress.stop()

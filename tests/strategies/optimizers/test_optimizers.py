@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tailorlib_strategies.optimizers.encoding import NormalEncoding
 from tailorlib_strategies.optimizers.nevergrad import GlobalRandomness
 from tailorlib_strategies.search_spaces import PruningSpace
 
-from tailorlib import FamilyLayout, Optimizer, Params
+from tailorlib import Distribution, FamilyLayout, Float, Optimizer, Params, Subset
 from tailorlib.exceptions import RecipeError
 from tailorlib.seeding import numpy_generator
 from tailorlib.testing.contracts import LAYOUT, check_optimizer, fake_trial
@@ -28,6 +29,21 @@ def small_space(layers: int = 6) -> PruningSpace:
 
 
 SPACE = small_space()
+
+
+class Resized(PruningSpace):
+    """A space with a subset of varying size and a number; nothing that can be built."""
+
+    def __init__(self) -> None:
+        pass
+
+    def distributions(self) -> Mapping[str, Distribution]:
+        return {"removed": Subset(6, 5, least=1), "x": Float(0.0, 1.0)}
+
+    def active(self, params: Params) -> Params:
+        return params
+
+
 OTHERS = (
     "CMA",
     "DiscreteOnePlusOne",
@@ -58,6 +74,18 @@ def test_the_normal_encoding_is_inverted(seed: int) -> None:
         assert decoded[name] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_the_normal_encoding_of_a_subset_of_varying_size_is_inverted(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    encoding = NormalEncoding(Resized(), rng)
+    assert encoding.dimension == 8  # six keys, the size, and a number
+    params = encoding.space.sample(rng)
+    decoded = encoding.decode(encoding.encode(params))
+    assert decoded["removed"] == params["removed"]
+    assert decoded["x"] == pytest.approx(params["x"], abs=1e-5)
+
+
 def test_a_standard_normal_vector_is_a_uniform_draw() -> None:
     rng = np.random.default_rng(0)
     encoding = NormalEncoding(SPACE, rng)
@@ -81,6 +109,40 @@ def test_a_warm_start_is_where_the_search_goes_on() -> None:
         optimizer.tell(_trial(space, child, number, loss=1.0))
     assert min(shared) >= 6, "even a bold child keeps layers of the start"
     assert np.median(shared[10:]) >= 13, "later children differ in few of its 18 layers"
+
+
+@pytest.mark.parametrize("name", ["DiscreteLenglerFourthOnePlusOne", "OnePlusOne", "TwoPointsDE", "CMA", "NGOpt"])
+def test_a_later_score_takes_the_place_of_the_earlier_one(name: str) -> None:
+    optimizer = Nevergrad(name, budget=40)
+    optimizer.setup(SPACE, 0)
+    asked = []
+    for number in range(8):
+        asked.append(optimizer.ask())
+        optimizer.tell(_trial(SPACE, asked[-1], number, loss=float(number)))
+    best = optimizer._search.current_bests["pessimistic"]
+    assert best is optimizer._search.archive[optimizer._points[frozenset(asked[0].items())].value]
+    optimizer.tell(_trial(SPACE, asked[0], 8, loss=5.0))  # it was lucky
+    told = optimizer._search.num_tell
+    for bound, value in optimizer._search.current_bests.items():
+        assert value.mean == 1.0, bound
+    optimizer.tell(_trial(SPACE, asked[6], 9, loss=-1.0))
+    for bound, value in optimizer._search.current_bests.items():
+        assert value.mean == -1.0, bound
+        assert value.parameter.loss == -1.0
+    assert optimizer._search.num_tell == told
+    optimizer.tell(_trial(SPACE, asked[3], 10, loss=50.0))  # told again, worse: not trusted more than others
+    assert optimizer._search.current_bests["pessimistic"].mean == -1.0
+    SPACE.check(optimizer.ask())
+
+
+def test_a_failure_that_works_the_second_time_counts() -> None:
+    optimizer = Nevergrad()
+    optimizer.setup(SPACE, 0)
+    first = optimizer.ask()
+    optimizer.tell(fake_trial(SPACE, first, number=0, failed=True))
+    optimizer.tell(_trial(SPACE, first, 1, loss=2.0))
+    optimizer.tell(_trial(SPACE, optimizer.ask(), 2, loss=3.0))
+    assert optimizer._search.current_bests["average"].mean == 2.0
 
 
 def test_known_candidates_are_not_proposed_again() -> None:

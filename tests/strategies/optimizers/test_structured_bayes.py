@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
-from tailorlib_strategies.optimizers import RandomSearch, StructuredBayes
-from tailorlib_strategies.optimizers.structured_bayes import Features, _evidence
+from tailorlib_strategies.optimizers import Evolution, RandomSearch, StructuredBayes
+from tailorlib_strategies.optimizers.features import DEPTH, MEMBER, PAIR, SEAM, SHARED, Features, Valuation
+from tailorlib_strategies.optimizers.linear_model import LinearModel, clipped, standardised
+from tailorlib_strategies.optimizers.neighbourhood import Neighbourhood
 from tailorlib_strategies.optimizers.variation import Variation
-from tailorlib_strategies.search_spaces import PruningSpace
+from tailorlib_strategies.search_spaces import DepthIntegrationSpace, FoldingSpace, LayerFusionSpace, PruningSpace
 
-from tailorlib import FamilyLayout, Optimizer
+from tailorlib import FamilyLayout, Optimizer, Params, SearchSpace, Subset
 from tailorlib.distributions import Float
 from tailorlib.exceptions import RecipeError
 from tailorlib.seeding import numpy_generator
-from tailorlib.testing.contracts import check_optimizer
+from tailorlib.testing.contracts import LAYOUT, check_optimizer
 from tailorlib.trial import Trial
 
 LAYERS, REMOVED = 12, 4
@@ -28,8 +31,46 @@ def make_space(layers: int = LAYERS) -> PruningSpace:
     return space
 
 
-def test_it_keeps_the_contract() -> None:
-    check_optimizer(lambda: StructuredBayes(starts=4, tries=8), make_space(), trials=10)
+class Resized(PruningSpace):
+    """A space in which the number of removed layers varies."""
+
+    def _arrange(self, layout: FamilyLayout) -> None:
+        super()._arrange(layout)
+        self._removal.subset = Subset(layout.num_layers, REMOVED, least=1)
+
+    @classmethod
+    def make(cls) -> PruningSpace:
+        space = cls(LayerRemoval(count=REMOVED), merges=[TaskArithmetic(scale=(0.1, 1.0))])
+        space.setup(FamilyLayout(("a", "b"), LAYERS, ("full_attention",) * LAYERS))
+        return space
+
+
+def tell(
+    optimizer: Optimizer, space: PruningSpace, params: Params, number: int, loss: float, fidelity: float = 1.0
+) -> None:
+    optimizer.tell(Trial(number, params, space.decode(params), "complete", -loss, fidelity=fidelity))
+
+
+@pytest.mark.parametrize("space", [make_space(), Resized.make()], ids=["exact", "resized"])
+def test_it_keeps_the_contract(space: PruningSpace) -> None:
+    check_optimizer(lambda: StructuredBayes(starts=4, tries=8), space, trials=10)
+
+
+@pytest.mark.parametrize("cls", [Evolution, StructuredBayes])
+@pytest.mark.parametrize(
+    "space",
+    [
+        FoldingSpace(LayerRemoval(count=2), merges=[TaskArithmetic()]),
+        DepthIntegrationSpace(),
+        LayerFusionSpace(merges=[TaskArithmetic()]),
+        PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic()], outer=["embeddings"]),
+    ],
+    ids=lambda space: type(space).__name__,
+)
+def test_every_space_can_be_searched(cls: type[Optimizer], space: SearchSpace) -> None:
+    """Also those whose layers depend on other parameters than their own and the subset."""
+    space.setup(LAYOUT)
+    check_optimizer(lambda: cls(starts=4), space, trials=12)  # type: ignore[call-arg]
 
 
 def test_features_tell_members_neighbours_choices_and_places() -> None:
@@ -37,48 +78,172 @@ def test_features_tell_members_neighbours_choices_and_places() -> None:
     features = Features(space)
     params = space.active({**space.complete({}), "removed": (1, 2, 5, 9), "layer.0.a": 1, "layer.0.b": 1})
     found = features(params)
-    assert list(np.flatnonzero(found[:LAYERS])) == [1, 2, 5, 9]
-    assert list(np.flatnonzero(found[LAYERS : 2 * LAYERS - 1])) == [1]  # layers 1 and 2 are neighbours
+    assert list(np.flatnonzero(found[features.groups == MEMBER])) == [1, 2, 5, 9]
+    pairs = found[features.groups == PAIR]
+    assert list(np.flatnonzero(pairs[:-1])) == [1]  # layers 1 and 2 are neighbours
+    assert pairs[-1] == 1  # how many pairs there are
+    waves = np.cos(np.pi * np.outer(np.arange(6), (np.array([1, 2, 5, 9]) + 0.5) / LAYERS)).sum(axis=1)
+    assert found[features.groups == DEPTH] == pytest.approx(waves)
     changed = {**params, "layer.0.b": 0}
     assert not np.array_equal(found, features(space.active(changed)))
     inactive = {**params, "layer.1.a": 1}  # of a removed layer
     assert np.array_equal(found, features(space.active(inactive)))
 
 
+def test_what_layers_share_is_a_feature_of_its_own() -> None:
+    """Three of eight kept layers merge a and b, at scale 0.1 of 0.1 .. 1; each kept layer has its a and b."""
+    space = make_space()
+    features = Features(space)
+    merged = {f"layer.{i}.{c}": int(i in (0, 3, 4)) for i in range(LAYERS) for c in "ab"}
+    scale = {f"layer.{i}.TaskArithmetic.scale": 0.1 for i in range(LAYERS)}
+    params = space.active({**space.complete({}), **merged, **scale, "removed": (1, 2, 5, 9)})
+    found = features(params)
+    # of a and b: how many take the candidate not, and how many do; of the scale: there, place, square
+    assert list(found[features.groups == SHARED]) == [5, 3, 5, 3, 3, -3, 3]
+    # of the seams between 0, 3, 4, 6 .. only that of 4 and 6 counts: in a, in b, and in whether there is a scale
+    assert list(found[features.groups == SEAM]) == [1, 1, 1]
+
+
+def test_a_valuation_is_the_weighted_sum_of_the_features() -> None:
+    space, rng = make_space(), numpy_generator("valuation")
+    features = Features(space)
+    weights = rng.standard_normal(len(features.groups))
+    valuation = Valuation(features, weights)
+    for _ in range(20):
+        params = space.sample(rng)
+        assert valuation(*features.split(params)) == pytest.approx(float(features(params) @ weights))
+
+
+@pytest.mark.parametrize("space", [make_space(), Resized.make()], ids=["exact", "resized"])
+def test_steps_of_the_neighbourhood_have_the_value_that_the_space_gives_them(space: PruningSpace) -> None:
+    """Without asking the space, the best of many steps from anywhere is worth what its parameters are."""
+    rng = numpy_generator("steps")
+    features, variation = Features(space), Variation(space, 0.5, 0.3, 0.3)
+    neighbourhood = Neighbourhood(variation, features, rng)
+    assert list(neighbourhood._removes) == ["removed"]
+    assert neighbourhood._removes["removed"] == {i: i for i in range(LAYERS)}
+    for seed in range(30):
+        genome = variation.genome(space.sample(rng))
+        place = neighbourhood._place(genome)
+        valuation = Valuation(features, numpy_generator("weights", seed).standard_normal(len(features.groups)))
+        for name in list(space.active(genome)):
+            if name == "removed":
+                other = neighbourhood._swapped(place, name, rng)
+                value = valuation(other.general, other.layers)
+            else:
+                changes = variation.changes(genome, name, rng)
+                here = valuation(place.general, place.layers)
+                other, value = neighbourhood._changed(place, changes, sorted(place.layers), here, valuation)
+            active = space.active(other.genome)
+            assert value == pytest.approx(float(features(active) @ np.array(valuation._weights)))
+
+
+def test_the_neighbourhood_finds_the_least_value_of_a_small_space() -> None:
+    space = PruningSpace(LayerRemoval(count=2))
+    space.setup(FamilyLayout(("a",), 5, ("full_attention",) * 5))
+    features = Features(space)
+    variation = Variation(space, 0.4, 0.0)
+    weights = numpy_generator("weights").standard_normal(len(features.groups))
+    values = []
+    for gone in combinations(range(5), 2):
+        for sources in product(("base", "a"), repeat=5):
+            params = {"removed": gone} | {f"layer.{i}.source": s for i, s in enumerate(sources)}
+            values.append(float(features(space.active(params)) @ weights))
+    neighbourhood = Neighbourhood(variation, features, numpy_generator("learn"))
+    found = []
+    for seed in range(6):
+        rng = numpy_generator("descend", seed)
+        start = variation.genome(space.sample(rng))
+        end = neighbourhood.descend(start, Valuation(features, weights), 30, 200, rng)
+        found.append(float(features(space.active(end)) @ weights))
+    assert min(found) == pytest.approx(min(values))
+    assert max(found) < np.quantile(values, 0.1)
+
+
+def example_model(rows: int, rng: np.random.Generator) -> tuple[LinearModel, np.ndarray, np.ndarray, np.ndarray]:
+    """Return a model of two groups with some rows, these, the targets, and each row's noise."""
+    groups = np.array([0, 0, 1, 1, 1])
+    model = LinearModel(groups, (0.5, 2.0, 0.3))
+    features = rng.standard_normal((rows, 5))
+    for row in features:
+        model.add([*enumerate(row[:4]), (4, row[4] - 1.0), (4, 1.0)])
+    return model, features, rng.standard_normal(rows), rng.uniform(0.5, 4.0, rows)
+
+
 def test_draws_have_the_posterior_of_bayesian_linear_regression() -> None:
     """Bishop, Pattern Recognition and Machine Learning, equations 3.50 to 3.51, with a constant feature."""
-    space = make_space()
-    optimizer = StructuredBayes(starts=2)
-    optimizer.setup(space, 0)
     rng = numpy_generator("posterior")
-    for number in range(30):
-        params = space.sample(rng)
-        loss = float(sum(params["removed"]) + rng.standard_normal())  # type: ignore[arg-type]
-        optimizer.tell(Trial(number, params, space.decode(params), "complete", -loss))
-    optimizer._draw(range(30))  # fits the prior
-    draws = np.stack([optimizer._draw(range(30)) for _ in range(4000)])
-    rows = np.stack(optimizer._rows)
-    losses = np.array(optimizer._losses)
-    clipped = np.minimum(losses, losses.min() + 4 * (np.median(losses) - losses.min()))
-    targets = (clipped - clipped.mean()) / clipped.std()
-    design = np.hstack([rows, np.ones((30, 1))])
-    prior = np.append(optimizer._prior.groups[optimizer._features.groups], 1.0)
-    precision = np.diag(1 / prior) + design.T @ design / optimizer._prior.noise
+    model, features, targets, noise = example_model(70, rng)  # more than fit into the first kernels
+    design = np.hstack([features, np.ones((70, 1))])
+    prior = np.array([0.5, 0.5, 2.0, 2.0, 2.0, 1.0])
+    precision = np.diag(1 / prior) + design.T @ (design / (0.3 * noise)[:, None])
     covariance = np.linalg.inv(precision)
-    mean = (covariance @ design.T @ targets / optimizer._prior.noise)[:-1]
-    spread = np.sqrt(np.diag(covariance))[:-1]
-    assert np.abs((draws.mean(axis=0) - mean) / spread).max() < 5 / np.sqrt(len(draws)) * 1.2
-    assert draws.std(axis=0) == pytest.approx(spread, rel=0.08)
+    mean = covariance @ design.T @ (targets / (0.3 * noise))
+    for temper in (1.0, 0.5):
+        draws = np.stack([model.draw(targets, noise, rng, temper) for _ in range(4000)])
+        spread = temper * np.sqrt(np.diag(covariance))[:-1]
+        assert np.abs((draws.mean(axis=0) - mean[:-1]) / spread).max() < 5 / np.sqrt(len(draws))
+        assert draws.std(axis=0) == pytest.approx(spread, rel=0.06)
+    assert model.draw(targets, noise, rng, 0.0) == pytest.approx(mean[:-1], abs=1e-6)
+    assert model.predicted(targets, noise) == pytest.approx(design @ mean, abs=1e-6)
 
 
 def test_the_evidence_is_that_of_a_gaussian() -> None:
     rng = numpy_generator("evidence")
-    rows = rng.standard_normal((6, 4, 3))
-    kernels, targets = np.stack([r.T @ r for r in rows[:4]]), rng.standard_normal(3)
-    logs = rng.standard_normal(5)
-    covariance = sum(np.exp(logs[g]) * kernels[g] for g in range(4)) + 1 + np.exp(logs[4]) * np.eye(3)
-    expected = -0.5 * targets @ np.linalg.inv(covariance) @ targets - 0.5 * np.log(np.linalg.det(covariance))
-    assert _evidence(kernels, targets, logs) == pytest.approx(expected)
+    model, features, targets, noise = example_model(6, rng)
+    first, second = features[:, :2], features[:, 2:]
+    for variances in (np.array([0.5, 2.0, 0.3]), np.array([1.5, 0.1, 0.9])):
+        covariance = variances[0] * first @ first.T + variances[1] * second @ second.T + 1
+        covariance = covariance + np.diag(variances[2] * noise)
+        expected = -0.5 * targets @ np.linalg.inv(covariance) @ targets - 0.5 * np.log(np.linalg.det(covariance))
+        assert model.evidence(targets, noise, variances) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_fit_finds_variances_of_more_evidence_and_near_the_truth() -> None:
+    rng = numpy_generator("fit")
+    groups = np.repeat([0, 1], 20)
+    model = LinearModel(groups, (0.1, 0.1, 0.5))
+    weights = rng.standard_normal(40) * np.where(groups == 0, 1.0, 0.03)
+    rows = rng.standard_normal((150, 40))
+    for row in rows:
+        model.add(enumerate(row))
+    targets, noise = rows @ weights + 0.2 * rng.standard_normal(150), np.ones(150)
+    before = model.evidence(targets, noise, model.variances)
+    model.fit(targets, noise)
+    assert model.evidence(targets, noise, model.variances) > before + 10
+    assert 0.3 < model.variances[0] < 3.0
+    assert model.variances[1] < 0.02
+    assert 0.01 < model.variances[2] < 0.16
+
+
+def test_failures_and_hopeless_losses_are_clipped() -> None:
+    losses = np.array([1.0, 2.0, 3.0, 100.0, math.inf])
+    assert clipped(losses, 4.0) == pytest.approx([1, 2, 3, 7, 7])  # the median of the finite ones is 2.5
+    assert standardised(np.array([2.0, 2.0])) == pytest.approx([0, 0])
+
+
+def test_a_candidate_that_is_told_again_is_one_row_with_the_later_loss() -> None:
+    space = make_space()
+    optimizer = StructuredBayes(starts=3, tries=8)
+    optimizer.setup(space, 0)
+    asked = []
+    for number in range(8):
+        asked.append(optimizer.ask())
+        tell(optimizer, space, asked[-1], number, float(number), fidelity=0.25)
+    tell(optimizer, space, asked[3], 8, -5.0)
+    assert len(optimizer._model) == len(optimizer._losses) == 8
+    assert optimizer._losses[3] == -5.0
+    assert optimizer._fidelities == [0.25] * 3 + [1.0] + [0.25] * 4
+
+
+def test_a_batch_has_no_candidate_twice() -> None:
+    space = make_space()
+    optimizer = StructuredBayes(starts=4, tries=16)
+    optimizer.setup(space, 0)
+    for number in range(6):
+        tell(optimizer, space, optimizer.ask(), number, float(number))
+    batch = [frozenset(optimizer.ask().items()) for _ in range(12)]
+    assert len(set(batch)) == 12
 
 
 def test_steps_stay_in_the_space_and_are_of_every_kind() -> None:
@@ -110,7 +275,9 @@ def test_a_layer_that_comes_back_takes_the_plan_of_the_nearest_one() -> None:
     assert [genome[f"layer.{i}.a"] for i in (4, 5, 6, 7, 8, 9)] == [0, 0, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("fault", [{"starts": 0}, {"radius": 0}, {"swap": 1.5}, {"tries": 0}])
+@pytest.mark.parametrize(
+    "fault", [{"starts": 0}, {"radius": 0}, {"swap": 1.5}, {"spread": -0.1}, {"tries": 0}, {"temper": -1.0}]
+)
 def test_settings_out_of_range_are_told(fault: dict[str, float]) -> None:
     with pytest.raises(RecipeError, match=f"StructuredBayes.{next(iter(fault))} is"):
         StructuredBayes(**fault)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,47 +12,46 @@ from tailorlib_strategies.search_spaces import (
     PruningSpace,
 )
 from tailorlib_strategies.warm_starts import BlockInfluence, RandomTailoring
+from transformers import PreTrainedModel
+from warm_start_cases import Given, VaryingRemoval, in_space, removed, states, token_ids
 
-from tailorlib import LayerPlan, LayerSource, SearchSpace, Tailoring, TextSource, WarmStartContext
-from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import RecipeError
-from tailorlib.models.family import ModelFamily
-from tailorlib.testing.tiny import write_tiny_family
-
-CPU = torch.device("cpu")
-
-
-class Given(TextSource):
-    def documents(self) -> Sequence[str]:
-        return ["The quick brown fox jumps over the lazy dog. " * 3, "def add(a, b): return a + b\n" * 4]
-
-
-@pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> WarmStartContext:
-    folders = write_tiny_family(tmp_path_factory.mktemp("family"), num_layers=6)
-    candidates = {name: str(path) for name, path in folders.items() if name != "base"}
-    family = ModelFamily(str(folders["base"]), candidates, dtype="float32")
-    family.load(CPU)
-    space = PruningSpace(LayerRemoval(count=2, protect=[0]), merges=[TaskArithmetic()])
-    space.setup(family.layout)
-    return WarmStartContext(family, space, Engine(family.tokenizer, CPU, 256), seed=7)
-
-
-def in_space(context: WarmStartContext, space: SearchSpace) -> WarmStartContext:
-    space.setup(context.family.layout)
-    return replace(context, space=space)
+from tailorlib import LayerPlan, LayerSource, SearchSpace, Tailoring, WarmStartContext
+from tailorlib.exceptions import EvaluationError, RecipeError
 
 
 def test_block_influence_removes_the_least_influential_removable_layers(context: WarmStartContext) -> None:
     start = BlockInfluence(Given())
     influence = start.influence(context)
     assert len(influence) == 6
-    removed = sorted(range(1, 6), key=lambda i: influence[i])[:2]
+    gone = sorted(range(1, 6), key=lambda i: influence[i])[:2]
     first, *others = start.propose(context)
-    assert first == replace(Tailoring.whole("base", 6, without=removed), seed=7)
-    kept = [i for i in range(6) if i not in removed]
+    assert first == replace(Tailoring.whole("base", 6, without=gone), seed=7)
+    kept = [i for i in range(6) if i not in gone]
     for name, proposal in zip("ab", others, strict=True):
         assert proposal.layers == tuple(LayerPlan((LayerSource(name, i),)) for i in kept)
+
+
+def test_block_influence_is_that_of_the_plain_model(context: WarmStartContext, plain: PreTrainedModel) -> None:
+    start = BlockInfluence(Given(), context_length=16)
+    cosines = []
+    for ids in token_ids(start, context):
+        h = states(plain, ids[:, :-1])  # the last token predicts nothing that is scored
+        cosines.append(torch.cosine_similarity(h[:-1], h[1:], dim=-1))
+    expected = 1 - torch.cat(cosines, 1).mean(1)
+    assert start.influence(context) == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_varying_number_of_layers_starts_at_its_least_middle_and_largest(context: WarmStartContext) -> None:
+    varying = in_space(context, PruningSpace(VaryingRemoval(1, 4, protect=[0]), selection=None))
+    start = BlockInfluence(Given())
+    order = sorted(range(1, 6), key=start.influence(varying).__getitem__)
+    assert [removed(t) for t in start.propose(varying)] == [tuple(sorted(order[:n])) for n in (1, 2, 4)]
+
+
+def test_influence_that_is_nan_ranks_nothing(context: WarmStartContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlockInfluence, "influence", lambda *_: [0.5, 0.1, float("nan"), 0.2, 0.3, 0.4])
+    with pytest.raises(EvaluationError, match=r"ShortGPT .* got NaN"):
+        BlockInfluence(Given()).propose(context)
 
 
 def test_block_influence_merges_all_candidates_at_each_scale(context: WarmStartContext) -> None:
@@ -82,7 +80,6 @@ def test_what_lies_outside_the_space_is_left_out(context: WarmStartContext) -> N
     ("space", "proposals"),
     [
         (PruningSpace(LayerRemoval(count=2), merges=[TaskArithmetic()], residual_scale=ResidualScale()), 4),
-        (PruningSpace(LayerRemoval(count=2), residual_scale=ResidualScale(mlp=0.9)), 0),  # a layer as it is has 1
         (LayerFusionSpace(granularity=4, merges=[TaskArithmetic()], removal=LayerRemoval(count=2)), 4),
         (DepthIntegrationSpace(removal=LayerRemoval(count=2)), 3),  # it merges nothing
     ],
@@ -101,7 +98,36 @@ def test_block_influence_starts_every_space_that_removes_layers(
 @pytest.mark.parametrize(
     "space",
     [
+        PruningSpace(LayerRemoval(count=2), residual_scale=ResidualScale(mlp=0.9)),  # a layer as it is has 1
         FoldingSpace(LayerRemoval(count=2)),
+    ],
+)
+def test_proposals_outside_the_space_are_baselines_and_no_first_trials(
+    context: WarmStartContext, space: SearchSpace
+) -> None:
+    there = in_space(context, space)
+    found = BlockInfluence(Given()).propose(there)
+    assert [len(t.layers) for t in found] == [4, 4, 4]
+    context.family.stitch(found[0])
+    with pytest.raises(RecipeError, match=rf"nothing that lies in this {type(space).__name__}.*baselines"):
+        BlockInfluence(Given()).starts(there)
+
+
+def test_first_trials_are_each_once_in_the_form_of_the_space(context: WarmStartContext) -> None:
+    class Repeats(BlockInfluence):
+        def propose(self, context: WarmStartContext) -> list[Tailoring]:
+            whole = Tailoring.whole("base", 6)
+            inside = [Tailoring.whole("base", 6, without=[1, i]) for i in (2, 3, 2)]
+            return [whole, *inside]  # seed 0, where the space's is 7
+
+    found = Repeats(Given()).starts(context)
+    assert [removed(t) for t in found] == [(1, 2), (1, 3)]
+    assert [t.seed for t in found] == [7, 7]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
         LayerFusionSpace(),
         DepthIntegrationSpace(2, removal=LayerRemoval(count=1)),
     ],
