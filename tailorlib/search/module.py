@@ -339,7 +339,7 @@ class SearchModule(LightningModule):
         starts: list[tuple[str, Tailoring]] = []
         for start in self.study.warm_starts:
             with step(f"Warm start {start.label}"):
-                starts += [(start.label, t) for t in start.propose(context)]
+                starts += [(start.label, t) for t in start.starts(context)]
         return starts
 
 

@@ -2,13 +2,13 @@
 """Searches compared on a real family: a 135M model and its fine-tunes, on questions and texts that no search saw.
 
     python tests/benchmarks/family_searches.py --base MODEL --candidates math=A commonsense=B code=C \\
-        --data DATA --record FOLDER --settings settings.txt --seeds 3 --processes 2
+        --data DATA --record FOLDER --settings settings.txt --seeds 3 --show --baselines 0.25
 
-``settings.txt`` has a line for each kind of search: optimizer, scheduler, start, space and budget, separated by ``|``;
-what stands after ``#`` is a remark. Spaces are ``merge``, ``select``, ``remove`` (the base's layers), ``fold`` and
-``only-NAME`` (removal from one candidate), each with ``@`` and the share of layers that goes; a ``!`` before the
-optimizer weighs the parts of the fitness as objectives of their own. Starts are sets of warm starts: ``influence``
-(Block Influence and merges of all candidates), ``designed`` (the paper's), or ``cold``.
+``settings.txt`` has a line for each kind of search: optimizer, scheduler, start, space and budget, separated by
+``|``; what stands after ``#`` is a remark. Spaces are ``merge``, ``select``, ``remove`` (the base's layers), ``fold``
+and ``only-NAME`` (removal from one candidate), each with ``@`` and the share of layers that goes; a ``!`` before
+the optimizer weighs the parts of the fitness as objectives of their own. Starts are sets of warm starts:
+``influence`` (Block Influence and merges of all candidates), ``designed`` (the paper's), or ``cold``.
 
 Searched is the mean over four parts of score / dense score: windows of code, worked arithmetic problems and web
 text (1 / perplexity), and ARC-easy (probability of the right answer). Every evaluation is kept in the folder and
@@ -37,7 +37,7 @@ from evaluations import Evaluations, Scorer
 from local_tasks import write_tasks
 from searches import Found, Record, Setting, Starts, optimizer_of, run_all, run_search
 from tailorlib_strategies.fitness import LMEval, Perplexity, WeightedMean
-from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
+from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.optimizers import RandomSearch
 from tailorlib_strategies.search_spaces import FoldingSpace, PruningSpace
 from tailorlib_strategies.texts import Interleaved, JSONLines
@@ -51,7 +51,6 @@ from tailorlib.models.family import ModelFamily
 from tailorlib.registry import load_plugin
 from tailorlib.report.table import BenchmarkRow, retained_above_chance
 from tailorlib.search.study import Study
-from tailorlib.tailoring import BASE
 from tailorlib.warm_start import WARM_STARTS, WarmStartContext
 
 TEXTS = {"code": "python_code", "math": "gsm8k", "web": "c4_sample", "encyclopedia": "wikitext2"}
@@ -155,7 +154,7 @@ def lab(place: Place) -> Lab:
 def space_of(place: Place, name: str) -> SearchSpace:
     """Return a search space by its name in a setting."""
     kind, _, share = name.partition("@")
-    removal, merges = LayerRemoval(ratio=float(share)), [TaskArithmetic(scale=[0.0, 1.0]), TIES()]
+    removal, merges = LayerRemoval(ratio=float(share)), [TaskArithmetic(scale=[0.0, 1.0])]
     space: SearchSpace
     if kind == "merge":
         space = PruningSpace(removal, merges=merges)  # type: ignore[arg-type]
@@ -194,7 +193,7 @@ def starts_of(place: Place, start: str, space: str) -> Starts:
     chosen = influence if start == "influence" else DesignedStart(removals)
     own = lab(place)
     context = WarmStartContext(own.family, space_of(place, space), own.engine, 0)
-    return [(chosen.label, tailoring) for tailoring in chosen.propose(context)]
+    return [(chosen.label, tailoring) for tailoring in chosen.starts(context)]
 
 
 def search(place: Place, setting: Setting) -> Found:
@@ -226,7 +225,7 @@ def test(place: Place, tailoring: Tailoring) -> Measurement:
     return lab(place).test.measure(tailoring)
 
 
-# -- The table -----------------------------------------------------------------------------------------------------
+# -- The table --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -284,9 +283,9 @@ def show(place: Place, lines: list[Line]) -> None:
         print(_row(line.name, line.spent, line.scores, found, dense), flush=True)
     error = 100 * (0.25 / place.questions) ** 0.5
     print(
-        f"\nTexts in nats per token; tasks in percent, {place.questions} questions each: one accuracy has a standard "
-        f"error of up to {error:.1f} points. Behind ±: the standard error over seeds. plain: mean over tasks of "
-        "accuracy / dense accuracy; chance-corrected: of (accuracy - chance) / (dense accuracy - chance)."
+        f"\nTexts in nats per token; tasks in percent, {place.questions} questions each: one accuracy has a standard"
+        f"\nerror of up to {error:.1f} points. Behind ±: the standard error over seeds. plain: mean over tasks of"
+        "\naccuracy / dense accuracy; chance-corrected: of (accuracy - chance) / (dense accuracy - chance)."
     )
 
 
@@ -351,9 +350,8 @@ def main() -> None:
     if arguments.settings:
         settings = read_settings(arguments.settings, arguments.seeds)
         run_all(settings, record, partial(search, place), arguments.processes, arguments.plugins)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, {versions}")
     print(f"$ python {shlex.join(sys.argv)}")
     if arguments.show:
         began = time.perf_counter()

@@ -7,7 +7,10 @@
 Every search that the folder does not have is run; then all that it has are shown: the fitness of the best
 candidate after so many evaluations on all samples, and its quality on text that no search saw. Quality is the mean
 over code, prose and arithmetic of dense perplexity / perplexity: 1 is as good as the dense base. The figures are
-means over seeds with their standard errors. Optimizers are named as in recipes, with settings after a colon.
+means over seeds with their standard errors. Optimizers are named as in recipes, with settings after a colon; a
+``!`` before one makes each domain an objective of its own. Starts are ``cold``, ``warm`` (Block Influence, and
+merges of all variants there) and ``designed`` (the GPTailor paper's). The paper's setting is ``!SMAC`` with
+``Hyperband`` and ``designed``.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -31,9 +34,9 @@ from pocket_family import pocket_family, prepared, source, study_parts
 from searches import Found, Record, Setting, Starts, Step, optimizer_of, run_all, run_search
 from tailorlib_strategies.optimizers import RandomSearch
 from tailorlib_strategies.texts import Interleaved
-from tailorlib_strategies.warm_starts import BlockInfluence
+from tailorlib_strategies.warm_starts import AngularDistance, BlockInfluence, DesignedStart, LeaveOneOut
 
-from tailorlib import SearchSpace, Tailoring
+from tailorlib import SearchSpace, Tailoring, WarmStart
 from tailorlib.evaluation.engine import Engine
 from tailorlib.registry import load_plugin
 from tailorlib.search.study import Benchmark, Study
@@ -70,14 +73,16 @@ def arena(folder: Path, space: str) -> Arena:
         scorer = Scorer(study.family, fitness, engine, store)
         fitness.set_reference(scorer.measure(study.dense))
         scorers.append(scorer)
-    return Arena(parts.space, scorers[0], scorers[1], study.dense, {"cold": (), "warm": _warm(study, engine)})
+    return Arena(parts.space, scorers[0], scorers[1], study.dense, {"cold": (), **_starts(study, engine)})
 
 
-def _warm(study: Study, engine: Engine) -> Starts:
-    domains = [source(domain, "search", 8) for domain in study.family.layout.candidates]
-    start = BlockInfluence(Interleaved(domains), context_length=64, max_tokens=2048, merge_scales=SCALES)
+def _starts(study: Study, engine: Engine) -> dict[str, Starts]:
+    text = Interleaved([source(domain, "search", 8) for domain in study.family.layout.candidates])
+    influence = BlockInfluence(text, context_length=64, max_tokens=2048, merge_scales=SCALES)
+    others = [make(text, context_length=64, max_tokens=2048) for make in (AngularDistance, LeaveOneOut)]
     context = WarmStartContext(study.family, study.space, engine, 0)
-    return [(start.label, tailoring) for tailoring in start.propose(context)]
+    plugins: dict[str, WarmStart] = {"warm": influence, "designed": DesignedStart([influence, *others])}
+    return {name: [(start.label, t) for t in start.starts(context)] for name, start in plugins.items()}
 
 
 def search(folder: Path, setting: Setting) -> Found:
@@ -87,8 +92,19 @@ def search(folder: Path, setting: Setting) -> Found:
     def score(tailoring: Tailoring, samples: int) -> float:
         return place.search.measure(tailoring, samples).score
 
-    starts = place.starts[setting.start]
-    return run_search(setting, place.space, place.search.fitness, score, starts, dense=place.dense)[0]
+    def domains(tailoring: Tailoring, samples: int) -> dict[str, float]:
+        return dict(place.search.measure(tailoring, samples).parts)
+
+    return run_search(
+        replace(setting, optimizer=setting.optimizer.removeprefix("!")),
+        place.space,
+        place.search.fitness,
+        score,
+        place.starts[setting.start],
+        dense=place.dense,
+        objectives=domains if setting.optimizer.startswith("!") else None,
+        known_as=setting,
+    )[0]
 
 
 def quality(folder: Path, space: str, step: Step) -> float:
@@ -115,13 +131,13 @@ def show(groups: dict[str, Groups], marks: Sequence[int], tested: Callable[[str,
     for space, of_space in groups.items():
         print(f"\n{space} of the layers removed: fitness after so many evaluations, and quality on unseen text")
         heads = " ".join(f"{mark:>15d}" for mark in marks)
-        print(f"{'start':6} {'optimizer':58} {heads} {'unseen':>15} {'seeds':>5} {'s/trial':>8}")
+        print(f"{'start':8} {'optimizer':58} {heads} {'unseen':>15} {'seeds':>5} {'s/trial':>8}")
         for (start, name), runs in sorted(of_space.items(), key=lambda item: (item[0][0], -_final(item[1]))):
             curves = np.array([[_score(run.at(mark)) for mark in marks] for run in runs])
             ends = np.array([tested(space, run.steps[-1]) for run in runs])
             cells = [_cell(column) for column in (*curves.T, ends)]
             thinking = np.mean([run.thinking / run.trials for run in runs])
-            print(f"{start:6} {name:58} {' '.join(cells)} {len(runs):5d} {thinking:8.3f}", flush=True)
+            print(f"{start:8} {name:58} {' '.join(cells)} {len(runs):5d} {thinking:8.3f}", flush=True)
 
 
 def _score(step: Step | None) -> float:
@@ -183,7 +199,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="folder of the family, evaluations and results")
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS))
     parser.add_argument("--schedulers", nargs="*", default=[""], help="with settings after a colon; '' for none")
-    parser.add_argument("--starts", nargs="*", default=["cold", "warm"], choices=["cold", "warm"])
+    parser.add_argument("--starts", nargs="*", default=["cold", "warm"], choices=["cold", "warm", "designed"])
     parser.add_argument("--ratios", nargs="*", default=["0.25"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=300)
@@ -195,7 +211,7 @@ def main() -> None:
     for spec in arguments.plugins:
         load_plugin(spec)
     for spec in arguments.optimizers:
-        optimizer_of(spec, arguments.budget)  # what can't be is said before anything runs
+        optimizer_of(spec.removeprefix("!"), arguments.budget)  # what can't be is said before anything runs
     folder = arguments.record
     pocket_family(folder)
     record = Record(folder / "searches.jsonl")

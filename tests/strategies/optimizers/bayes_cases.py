@@ -11,13 +11,14 @@ from tailorlib_strategies.search_spaces import PruningSpace
 
 from tailorlib import FamilyLayout, Optimizer, Params, Trial
 
-LAYERS, REMOVED = 8, 3
-COST = np.array([0.9, 0.1, 0.6, 0.2, 0.7, 0.3, 0.8, 0.5])
-"""What removing each layer costs: the best three to remove are 1, 3 and 5."""
-GAIN = np.array([0.2, -0.2] * 4)
+LAYERS, REMOVED = 12, 4
+COST = np.array([1.2, 0.1, 0.6, 0.2, 0.7, 0.3, 0.8, 0.4, 0.9, 0.5, 1.0, 1.1])
+"""What removing each layer costs: the best four to remove are 1, 3, 5 and 7, for 1.0."""
+GAIN = np.array([0.2, -0.2] * 6)
 """What taking candidate a in a kept layer gains."""
-OPTIMUM = 0.6 - 0.2 * 4
-"""Layers 1, 3, 5 removed (0.1 + 0.2 + 0.3), a in the kept layers 0, 2, 4, 6 and not in 7."""
+BEST_REMOVED = (1, 3, 5, 7)
+OPTIMUM = 1.0 - 0.2 * 6
+"""The best four removed, and a in the six even layers."""
 
 
 def make_space(least: int | None = None, candidates: tuple[str, ...] = ("a",)) -> PruningSpace:
@@ -73,34 +74,32 @@ def regret(optimizer: Optimizer, trials: int, seed: int) -> float:
 
 
 def two_objectives(params: Params) -> tuple[float, float]:
-    """Cost of the removed layers, against how few of the first layers are kept as they are.
+    """Two losses at odds: what removal costs, less twice the share of kept layers that are of a; and that share.
 
-    The second loss is the share of kept layers whose source is a; the first rewards a in every layer. So each
-    further layer of a gains 0.2 of the one and loses 1/5 of the other: the Pareto front is the line of the best
-    removal with 0 to 5 layers of a.
+    The Pareto front is the best removal, with a in 0 to 8 of the kept layers.
     """
     removed = params["removed"]
     assert isinstance(removed, tuple)
     share = sum(params.get(f"layer.{i}.source") == "a" for i in range(LAYERS)) / (LAYERS - REMOVED)
-    return float(COST[list(removed)].sum() - share), share
+    return float(COST[list(removed)].sum() - 2 * share), share
 
 
-def area(trials: list[Trial], corner: tuple[float, float] = (2.5, 1.1)) -> float:
-    """Return the area between a set of trials and a corner, by a sweep along the first loss.
+CORNER = (4.2, 1.1)
+"""The worst removal costs 4.2."""
 
-    On the whole front of :func:`two_objectives` it is the area of six steps.
-    """
+
+def area(trials: list[Trial]) -> float:
+    """Return the area that a set of trials dominates, up to the corner, by a sweep along the first loss."""
     points = sorted({t.losses for t in trials if t.fitness is not None})
-    total, height = 0.0, corner[1]
+    total, height = 0.0, CORNER[1]
     for first, second in points:
-        if first < corner[0] and second < height:
-            total += (corner[0] - first) * (height - second)
+        if first < CORNER[0] and second < height:
+            total += (CORNER[0] - first) * (height - second)
             height = second
     return total
 
 
-FRONT_AREA = math.fsum(
-    (2.5 - (0.6 - share)) * (above - share)
-    for share, above in zip((1.0, 0.8, 0.6, 0.4, 0.2, 0.0), (1.1, 1.0, 0.8, 0.6, 0.4, 0.2), strict=True)
+FRONT_AREA = (CORNER[0] + 1.0) * (CORNER[1] - 1.0) + math.fsum(
+    (CORNER[0] - (1.0 - 2 * n / 8)) / 8 for n in range(8)
 )
-"""The area of the whole front: the best removal costs 0.6, with a in 5, 4, .. 0 of the kept layers."""
+"""The area of the whole front: 0.1 high at share 1, where the first loss is -1, and 1/8 for each share below."""

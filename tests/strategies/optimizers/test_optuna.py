@@ -11,7 +11,10 @@ import numpy as np
 import optuna
 import pytest
 from bayes_cases import (
+    BEST_REMOVED,
     FRONT_AREA,
+    LAYERS,
+    REMOVED,
     additive,
     area,
     make_space,
@@ -20,8 +23,11 @@ from bayes_cases import (
     search,
     two_objectives,
 )
+from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.optimizers import Optuna, RandomSearch
+from tailorlib_strategies.search_spaces import PruningSpace
 
+from tailorlib import FamilyLayout
 from tailorlib.exceptions import RecipeError
 from tailorlib.seeding import numpy_generator
 from tailorlib.testing.contracts import check_optimizer
@@ -37,47 +43,46 @@ def told(optimizer: Optuna) -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "GP"])
 @pytest.mark.parametrize(
-    "space", [make_space(), make_space(1), make_space(None, ("a", "b"))], ids=["", "sizes", "merges"]
+    "space", [make_space(), make_space(1), make_space(None, ("a", "b"))], ids=["exact", "sizes", "merges"]
 )
 def test_it_keeps_the_contract(sampler: str, space) -> None:
     check_optimizer(lambda: Optuna(sampler, starts=3), space, trials=8)
 
 
-def test_tpe_finds_the_optimum_of_an_additive_landscape_where_random_search_does_not() -> None:
-    assert [regret(Optuna(), 40, seed) for seed in range(2)] == pytest.approx([0, 0], abs=1e-9)
-    assert min(regret(RandomSearch(), 40, seed) for seed in range(2)) >= 0.2 - 1e-9
+def test_the_gaussian_process_keeps_the_contract() -> None:
+    space = PruningSpace(LayerRemoval(count=[1, 2]), merges=[TaskArithmetic(scale=(0.1, 1.0))])
+    space.setup(FamilyLayout(("a", "b"), 4, ("full_attention",) * 4))
+    check_optimizer(lambda: Optuna("GP", starts=4), space, trials=6)
+
+
+def test_tpe_gets_to_the_optimum_of_an_additive_landscape_where_random_search_does_not() -> None:
+    assert max(regret(Optuna(), 60, seed) for seed in range(2)) <= 0.25
+    assert min(regret(RandomSearch(), 60, seed) for seed in range(2)) >= 0.8
 
 
 def test_the_gaussian_process_gets_nearer_than_random_search() -> None:
-    ours = np.mean([regret(Optuna("GP", starts=6), 24, seed) for seed in range(2)])
-    assert ours <= np.mean([regret(RandomSearch(), 24, seed) for seed in range(2)]) - 0.2
+    ours = np.mean([regret(Optuna("GP", starts=6), 16, seed) for seed in range(2)])
+    assert ours <= np.mean([regret(RandomSearch(), 16, seed) for seed in range(2)]) - 0.5
 
 
-def test_it_minimises_each_loss_and_nothing_else() -> None:
-    """Turned round, the same search goes to the worst."""
-    upside_down = search(Optuna(), make_space(), lambda params: -additive(params), 40)
-    assert max(additive(trial.params) for trial in upside_down) > 2.4  # 0.9 + 0.8 + 0.7, and a where it hurts: 3.0
+def test_it_minimises_the_loss_and_nothing_else() -> None:
+    """Turned round, the same search goes to the worst, which is 5.2."""
+    upside_down = search(Optuna(), make_space(), lambda params: -additive(params), 60)
+    assert max(additive(trial.params) for trial in upside_down) > 4.6
 
 
-@pytest.mark.parametrize("sampler", ["TPE", "NSGAII"])
-def test_what_was_never_asked_for_is_learnt(sampler: str) -> None:
-    """Two studies that differ in their warm start only go different ways, from its second proposal at the latest."""
-    space = make_space()
-    best = {
-        "removed": (1, 3, 5),
-        **{f"layer.{i}.source": "a" if i in (0, 2, 4, 6) else "base" for i in (0, 2, 4, 6, 7)},
-    }
-    worst = {"removed": (0, 2, 6), **{f"layer.{i}.source": "base" for i in (1, 3, 4, 5, 7)}}
-    near = []
-    for start in (best, worst):
-        optimizer = Optuna(sampler)
-        optimizer.setup(space, 0)
-        optimizer.tell(make_trial(space, start, 0, additive(start)))
-        near.append(len(set(optimizer.ask().items()) & set(best.items())))
-        assert told(optimizer)["COMPLETE"] == [additive(start)]
-    assert near[0] > near[1]
+@pytest.mark.parametrize("sampler", ["TPE", "GP", "NSGAII"])
+def test_a_warm_start_that_was_never_asked_for_is_learnt(sampler: str) -> None:
+    space, optimizer = make_space(), Optuna(sampler)
+    optimizer.setup(space, 0)
+    kept = [i for i in range(LAYERS) if i not in BEST_REMOVED]
+    start = {"removed": BEST_REMOVED, **{f"layer.{i}.source": "a" for i in kept}}
+    optimizer.tell(make_trial(space, start, 0, additive(start)))
+    assert told(optimizer)["COMPLETE"] == [additive(start)]
+    removed = [set(optimizer.ask()["removed"]) for _ in range(6)]
+    assert np.mean([len(r & set(BEST_REMOVED)) for r in removed]) > 2  # of 4; a random draw has 1.3
 
 
 def test_a_failed_trial_counts_as_the_worst_whenever_that_changes() -> None:
@@ -132,27 +137,35 @@ def test_only_active_parameters_reach_the_groups_of_tpe() -> None:
         assert outside == set(trial.params) - {"removed"}
 
 
-@pytest.mark.parametrize(("least", "sizes"), [(None, {3}), (1, {1, 2, 3})])
+@pytest.mark.parametrize(("least", "sizes"), [(None, {REMOVED}), (1, {1, 2, 3, 4})])
 def test_subsets_have_the_right_sizes(least: int | None, sizes: set[int]) -> None:
     done = search(Optuna("Random"), make_space(least), additive, 40)
     assert {len(trial.params["removed"]) for trial in done} == sizes
 
 
 def test_a_varying_size_is_searched() -> None:
-    """Removing costs, so the least number of layers is best: 0.1 - 4 x 0.2."""
-    done = search(Optuna(), make_space(1), additive, 40)
-    assert min(done, key=lambda t: t.loss).params["removed"] == (1,)
+    """Removing costs: a single layer is best."""
+    done = search(Optuna(), make_space(1), additive, 60)
+    assert len(min(done, key=lambda t: t.loss).params["removed"]) == 1
 
 
-@pytest.mark.parametrize("sampler", ["TPE", "NSGAII", "NSGAIII"])
-def test_two_objectives_are_approached_better_than_by_random_search(sampler: str) -> None:
-    space = make_space()
-    names = ("cost", "share")
-    optimizer = Optuna(sampler, starts=10, settings={} if sampler == "TPE" else {"population_size": 10})
-    ours = [area(search(optimizer, space, two_objectives, 80, seed, names)) for seed in range(2)]
-    theirs = [area(search(RandomSearch(), space, two_objectives, 80, seed, names)) for seed in range(2)]
+@pytest.mark.parametrize(
+    ("sampler", "settings", "trials", "margin"),
+    [
+        ("TPE", {}, 80, 0.5),
+        ("NSGAII", {"population_size": 16}, 320, 0.3),
+        ("NSGAIII", {"population_size": 16}, 320, 0.3),
+    ],
+)
+def test_a_pareto_front_is_approached_better_than_by_random_search(
+    sampler: str, settings: dict[str, int], trials: int, margin: float
+) -> None:
+    space, names = make_space(), ("cost", "share")
+    optimizer = Optuna(sampler, settings)
+    ours = [area(search(optimizer, space, two_objectives, trials, seed, names)) for seed in range(3)]
+    theirs = [area(search(RandomSearch(), space, two_objectives, trials, seed, names)) for seed in range(3)]
     assert max(ours + theirs) <= FRONT_AREA + 1e-9
-    assert np.mean(ours) >= np.mean(theirs) + 0.05
+    assert np.mean(ours) >= np.mean(theirs) + margin
 
 
 def test_a_replayed_study_goes_on_as_it_was_in_another_process() -> None:
@@ -202,7 +215,7 @@ def test_importing_the_optimizers_does_not_import_optuna_or_smac() -> None:
         ({"starts": -1}, "Optuna.starts is at least 0, got -1"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Optuna(**settings).setup(make_space(), 0)
 
@@ -214,5 +227,7 @@ def test_every_parameter_comes_back_as_it_was_given() -> None:
         rng = numpy_generator("pieces")
         for _ in range(20):
             params = space.sample(rng)
-            trial = optuna.trial.FixedTrial(optimizer._values(params))
-            assert {n: optimizer._pieces[n].suggest(trial) for n in params} == pytest.approx(params)
+            fixed = optuna.trial.FixedTrial(optimizer._values(params))
+            found = {name: optimizer._pieces[name].suggest(fixed) for name in params}
+            assert found.pop("removed") == params["removed"]
+            assert found == pytest.approx({name: value for name, value in params.items() if name != "removed"})

@@ -76,21 +76,22 @@ def test_weights_are_uniform_on_the_simplex() -> None:
     rng = np.random.default_rng(0)
     for number, losses in enumerate(corners):
         optimizer.tell(make_trial(space, space.sample(rng), number, losses))
-    for _ in range(400):
+    for _ in range(1000):
         optimizer.ask()
+        optimizer._pending.clear()
         drawn.append([trial.loss for trial in inner.told[:3]])
     assert np.mean(drawn, axis=0) == pytest.approx([1 / 3] * 3, abs=0.04)
     assert np.var(drawn, axis=0) == pytest.approx([1 / 18] * 3, abs=0.015)
-    assert np.sum(drawn, axis=1) == pytest.approx(np.ones(400))
+    assert np.sum(drawn, axis=1) == pytest.approx(np.ones(1000))
 
 
-@pytest.mark.parametrize("inner", [StructuredBayes, Optuna])
-def test_two_objectives_are_approached_better_than_by_random_search(inner: type[Optimizer]) -> None:
+@pytest.mark.parametrize(("inner", "margin"), [(StructuredBayes, 0.6), (Optuna, 0.2)])
+def test_a_pareto_front_is_approached_better_than_by_random_search(inner: type[Optimizer], margin: float) -> None:
     space = make_space()
     ours = [area(search(ParEGO(inner()), space, two_objectives, 50, seed, NAMES)) for seed in range(2)]
     theirs = [area(search(RandomSearch(), space, two_objectives, 50, seed, NAMES)) for seed in range(2)]
     assert max(ours + theirs) <= FRONT_AREA + 1e-9
-    assert np.mean(ours) >= np.mean(theirs) + 0.05
+    assert np.mean(ours) >= np.mean(theirs) + margin
 
 
 def test_it_supports_what_the_inner_one_does_and_several_objectives() -> None:

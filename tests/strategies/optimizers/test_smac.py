@@ -10,7 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bayes_cases import FRONT_AREA, additive, area, make_space, make_trial, regret, search, two_objectives
+from bayes_cases import (
+    BEST_REMOVED,
+    FRONT_AREA,
+    LAYERS,
+    additive,
+    area,
+    make_space,
+    make_trial,
+    regret,
+    search,
+    two_objectives,
+)
 from tailorlib_strategies.optimizers import SMAC, RandomSearch
 
 from tailorlib.exceptions import RecipeError
@@ -29,14 +40,14 @@ def test_it_keeps_the_contract(space) -> None:
 
 
 def test_it_gets_nearer_to_the_optimum_than_random_search() -> None:
-    ours = np.mean([regret(small(), 50, seed) for seed in range(2)])
-    assert ours <= 0.15
-    assert ours <= np.mean([regret(RandomSearch(), 50, seed) for seed in range(2)]) - 0.2
+    ours = np.mean([regret(small(), 60, seed) for seed in range(2)])
+    assert ours <= np.mean([regret(RandomSearch(), 60, seed) for seed in range(2)]) - 0.3
 
 
-def test_it_minimises_each_loss_and_nothing_else() -> None:
+def test_it_minimises_the_loss_and_nothing_else() -> None:
+    """Turned round, the same search goes to the worst, which is 5.2."""
     upside_down = search(small(), make_space(), lambda params: -additive(params), 50)
-    assert max(additive(trial.params) for trial in upside_down) > 2.6  # at most 3.0
+    assert max(additive(trial.params) for trial in upside_down) > 4.2
 
 
 def data(optimizer: SMAC) -> tuple[np.ndarray, np.ndarray]:
@@ -46,19 +57,20 @@ def data(optimizer: SMAC) -> tuple[np.ndarray, np.ndarray]:
     return inputs, (linear - linear.min()) / (linear.max() - linear.min())
 
 
-def test_the_forest_sees_flags_choices_and_numbers_and_the_losses() -> None:
+def test_the_forest_sees_flags_choices_and_the_losses() -> None:
     space, optimizer = make_space(), small()
     optimizer.setup(space, 0)
-    for number, (removed, source, loss) in enumerate(
-        [((0, 1, 2), "a", 1.0), ((5, 6, 7), "base", 3.0), ((0, 6, 7), "a", 2.0)]
-    ):
-        params = space.active({"removed": removed, **{f"layer.{i}.source": source for i in range(8)}})
+    cases = [((0, 1, 2, 3), "a", 1.0), ((8, 9, 10, 11), "base", 3.0), ((0, 1, 10, 11), "a", 2.0)]
+    for number, (removed, source, loss) in enumerate(cases):
+        params = space.active({"removed": removed, **{f"layer.{i}.source": source for i in range(LAYERS)}})
         optimizer.tell(make_trial(space, params, number, loss))
     inputs, costs = data(optimizer)
-    assert inputs[:, :8].tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0, 1, 1]]
-    names = list(space.distributions())
-    kept = inputs[1, 8:][[names.index(f"layer.{i}.source") - 1 for i in range(5)]]
-    assert len(set(kept)) == 1 and kept[0] != inputs[0, 8 + names.index("layer.3.source") - 1]
+    for row, (removed, _, _) in zip(inputs, cases, strict=True):
+        assert np.flatnonzero(row[:LAYERS]).tolist() == list(removed)
+    sources = inputs[:, LAYERS:]
+    assert len(set(sources[1, :8])) == 1  # all of the base, and unlike those of a
+    assert sources[0, 5] == sources[2, 5] != sources[1, 5]
+    assert sources[0, 0] == space.distributions()["layer.0.source"].index("a")  # removed: the default
     assert costs == pytest.approx([0, 1, 0.5], abs=1e-6)
 
 
@@ -88,10 +100,18 @@ def test_a_later_loss_changes_what_is_proposed() -> None:
 def test_it_starts_from_a_warm_start() -> None:
     space, optimizer = make_space(), small()
     optimizer.setup(space, 0)
-    start = {"removed": (1, 3, 5), **{f"layer.{i}.source": "a" for i in (0, 2, 4, 6, 7)}}
+    kept = [i for i in range(LAYERS) if i not in BEST_REMOVED]
+    start = {"removed": BEST_REMOVED, **{f"layer.{i}.source": "a" for i in kept}}
     optimizer.tell(make_trial(space, start, 0, additive(start)))
     removed = [set(optimizer.ask()["removed"]) for _ in range(6)]
-    assert np.mean([len(r & {1, 3, 5}) for r in removed]) > 1.8  # of 3; a random draw has 1.1
+    assert np.mean([len(r & set(BEST_REMOVED)) for r in removed]) > 2  # of 4; a random draw has 1.3
+
+
+def test_a_varying_size_is_searched() -> None:
+    """Removing costs: a single layer is best."""
+    done = search(small(), make_space(1), additive, 40)
+    assert {len(trial.params["removed"]) for trial in done} == {1, 2, 3, 4}
+    assert len(min(done, key=lambda t: t.loss).params["removed"]) == 1
 
 
 def test_improvement_is_that_of_the_exponentiated_cost() -> None:
@@ -116,12 +136,12 @@ def test_pending_candidates_are_not_proposed_again() -> None:
     assert len({frozenset(params.items()) for params in asked}) == 8
 
 
-def test_two_objectives_are_approached_better_than_by_random_search() -> None:
+def test_a_pareto_front_is_approached_better_than_by_random_search() -> None:
     space, names = make_space(), ("cost", "share")
     ours = [area(search(small(), space, two_objectives, 60, seed, names)) for seed in range(2)]
     theirs = [area(search(RandomSearch(), space, two_objectives, 60, seed, names)) for seed in range(2)]
     assert max(ours + theirs) <= FRONT_AREA + 1e-9
-    assert np.mean(ours) >= np.mean(theirs) + 0.05
+    assert np.mean(ours) >= np.mean(theirs) + 0.3
 
 
 def test_a_study_is_the_same_in_another_process_and_leaves_no_files(tmp_path: Path) -> None:
@@ -167,6 +187,6 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         ({"settings": {"trees": 3}}, "arguments of SMAC's random forest, got .*trees"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         SMAC(**settings).setup(make_space(), 0)
