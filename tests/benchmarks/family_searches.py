@@ -5,9 +5,9 @@
         --data DATA --record FOLDER --settings settings.txt --seeds 3 --show --baselines 0.25
 
 ``settings.txt`` has a line for each kind of search: optimizer, scheduler, start, space and budget, separated by
-``|``; what stands after ``#`` is a remark. Spaces are ``merge``, ``select``, ``remove`` (the base's layers), ``fold``
-and ``only-NAME`` (removal from one candidate), each with ``@`` and the share of layers that goes; a ``!`` before
-the optimizer weighs the parts of the fitness as objectives of their own. Starts are sets of warm starts:
+``|``; what stands after ``#`` is a remark. Spaces are ``merge``, ``select``, ``remove`` (the base's layers),
+``fold`` and ``only-NAME`` (removal from one candidate), each with ``@`` and the share of layers that goes; a ``!``
+before the optimizer weighs the parts of the fitness as objectives of their own. Starts are sets of warm starts:
 ``influence`` (Block Influence and merges of all candidates), ``designed`` (the paper's), or ``cold``.
 
 Searched is the mean over four parts of score / dense score: windows of code, worked arithmetic problems and web
@@ -283,9 +283,9 @@ def show(place: Place, lines: list[Line]) -> None:
         print(_row(line.name, line.spent, line.scores, found, dense), flush=True)
     error = 100 * (0.25 / place.questions) ** 0.5
     print(
-        f"\nTexts in nats per token; tasks in percent, {place.questions} questions each: one accuracy has a standard"
-        f"\nerror of up to {error:.1f} points. Behind ±: the standard error over seeds. plain: mean over tasks of"
-        "\naccuracy / dense accuracy; chance-corrected: of (accuracy - chance) / (dense accuracy - chance)."
+        f"\nTexts in nats per token; tasks in percent, {place.questions} questions each: one accuracy has a"
+        f"\nstandard error of up to {error:.1f} points. Behind ±: the standard error over seeds. plain: mean over"
+        "\ntasks of accuracy / dense accuracy; chance-corrected: of (accuracy - chance) / (dense accuracy - chance)."
     )
 
 
