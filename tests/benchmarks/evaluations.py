@@ -144,6 +144,11 @@ class Evaluations:
         )
         return list(rows)
 
+    def samples(self, family: str, fitness: str) -> int:
+        """Return the largest number of samples of which a candidate's results are known."""
+        query = "SELECT MAX(stop) FROM results WHERE study = ?"
+        return int(self._connection.execute(query, (self._study(family, fitness),)).fetchone()[0] or 0)
+
     def candidates(
         self, family: str, fitness: str, samples: int
     ) -> Iterator[tuple[dict[str, Any], list[SampleResult]]]:

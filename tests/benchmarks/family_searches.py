@@ -285,7 +285,7 @@ def show(place: Place, lines: list[Line]) -> None:
     print(
         f"\nTexts in nats per token; tasks in percent, {place.questions} questions each: one accuracy has a"
         f"\nstandard error of up to {error:.1f} points. Behind ±: the standard error over seeds. plain: mean over"
-        "\ntasks of accuracy / dense accuracy; chance-corrected: of (accuracy - chance) / (dense accuracy - chance)."
+        "\ntasks of accuracy / dense; chance-corrected: of (accuracy - chance) / (dense - chance)."
     )
 
 

@@ -152,14 +152,14 @@ def pocket_family(
     )
 
 
-def study_parts(family: PocketFamily, ratio: float = 0.25) -> StudyParts:
-    """Return the parts of a study that removes a share ``ratio`` of the layers."""
+def study_parts(family: PocketFamily, ratio: float = 0.25, windows: int = 16) -> StudyParts:
+    """Return the parts of a study that removes a share ``ratio`` of the layers and sees so many windows a domain."""
     return StudyParts(
         family=ModelFamily(
             str(family.base), {name: str(path) for name, path in family.candidates.items()}, dtype="float32"
         ),
         space=PruningSpace(LayerRemoval(ratio=ratio), merges=[TaskArithmetic()]),
-        fitness=texts_of("search", windows=16, length=20, documents=8),
+        fitness=texts_of("search", windows=windows, length=20, documents=windows // 2),
         test=texts_of("test", windows=64, length=64, documents=32),
     )
 

@@ -60,9 +60,15 @@ class Arena:
 
 @lru_cache
 def arena(folder: Path, space: str) -> Arena:
-    """Return the pocket family's arena; ``space`` is the share of layers to remove, such as ``0.25``."""
+    """Return the pocket family's arena.
+
+    Args:
+        folder: Where the family and the evaluations are kept.
+        space: The share of layers to remove, such as ``0.25``; ``0.25x64`` to see 64 windows of each domain.
+    """
     torch.set_num_threads(1)
-    parts = study_parts(pocket_family(folder), float(space))
+    ratio, _, windows = space.partition("x")
+    parts = study_parts(pocket_family(folder), float(ratio), int(windows or 16))
     study = Study(
         parts.family, parts.space, RandomSearch(), parts.fitness, benchmark=Benchmark(parts.test, variants=False)
     )
@@ -200,7 +206,7 @@ def main() -> None:
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS))
     parser.add_argument("--schedulers", nargs="*", default=[""], help="with settings after a colon; '' for none")
     parser.add_argument("--starts", nargs="*", default=["cold", "warm"], choices=["cold", "warm", "designed"])
-    parser.add_argument("--ratios", nargs="*", default=["0.25"])
+    parser.add_argument("--ratios", nargs="*", default=["0.25"], help="0.25x64: on 64 windows a domain, not 16")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=300)
     parser.add_argument("--processes", type=int, default=2)
@@ -231,7 +237,8 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, {versions}")
     print(f"$ python {shlex.join(sys.argv)}")
     groups = grouped(record, arguments.budget)
-    marks = [mark for mark in (25, 50, 100, 200, 300, 500) if mark <= arguments.budget]
+    marks = [mark for mark in (10, 25, 50, 100, 200, 300, 500) if mark < arguments.budget]
+    marks.append(round(arguments.budget))
     show(groups, marks, partial(quality, folder))
     if arguments.plot:
         plot(groups, arguments.plot, arguments.budget)
