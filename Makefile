@@ -55,7 +55,7 @@ constraints: ## Resolve all dependencies anew and write constraints.txt (TORCH=2
 	@$(CHECK_PYTHON)
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install -qq --upgrade pip
-	build/constraints/bin/python -m pip install -qq -e '.[dev,docs,wandb,quantization]' torch==$(TORCH)
+	build/constraints/bin/python -m pip install -qq -e '.[dev,docs,wandb,quantization,bayes,smac]' torch==$(TORCH)
 	sed -n '/^#/p' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --exclude-editable | sed 's/+[A-Za-z0-9.]*$$//' >> build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build/constraints

@@ -153,7 +153,7 @@ def pocket_family(
 
 
 def study_parts(family: PocketFamily, ratio: float = 0.25, windows: int = 16) -> StudyParts:
-    """Return the parts of a study that removes a share ``ratio`` of the layers and sees so many windows a domain."""
+    """Return the parts of a study that removes a share of the layers and sees so many windows a domain."""
     return StudyParts(
         family=ModelFamily(
             str(family.base), {name: str(path) for name, path in family.candidates.items()}, dtype="float32"

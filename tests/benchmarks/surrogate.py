@@ -1,13 +1,13 @@
 # ruff: noqa: T201
-"""A surrogate of a real family's fitness, fitted to all evaluations that comparisons have made: searches in seconds.
+"""A surrogate of a real family's fitness, fitted to all evaluations that comparisons have made.
 
     python tests/benchmarks/surrogate.py fit FOLDER/evaluations.sqlite tests/benchmarks/surrogates/pocket.json
-    python tests/benchmarks/surrogate.py search tests/benchmarks/surrogates/pocket.json --names StructuredBayes SMAC
+    python tests/benchmarks/surrogate.py search tests/benchmarks/surrogates/pocket.json --names SMAC Evolution
 
 ``fit`` takes the fitness with the most candidates in the store, fits ridge regression on features of layers and
-neighbours to four fifths of them, and states the rank correlation on the rest. ``search`` lets optimizers search the
-surrogate. What it says of optimizers holds as far as the surrogate holds: it is a sum over layers and pairs of
-neighbours, which suits some of them.
+neighbours to four fifths of them, and states the rank correlation on the rest. ``search`` lets optimizers search
+the surrogate, in seconds. What it says of optimizers holds as far as the surrogate holds: it is a sum over layers
+and pairs of neighbours, which suits some of them.
 """
 
 from __future__ import annotations

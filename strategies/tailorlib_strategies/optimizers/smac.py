@@ -14,7 +14,7 @@ from tailorlib import Optimizer, Params, SearchSpace, Subset, Trial
 from tailorlib.distributions import Categorical, ParamValue
 from tailorlib.exceptions import RecipeError
 from tailorlib.seeding import numpy_generator, seed_for
-from tailorlib_strategies.optimizers.told import Key, OptionalPackage, Steps, Told, number_checked
+from tailorlib_strategies.optimizers.told import Key, Losses, OptionalPackage, Steps, Told, number_checked
 
 Vector = NDArray[np.float64]
 MAX_LEAVES = 4096
@@ -96,7 +96,10 @@ class SMAC(Optimizer):
             self._scalarise = (
                 self._package.module("smac.multi_objective.parego").ParEGO(self._scenario) if number > 1 else None
             )
-        self._told, self._pending = Told(), set[Key]()
+            self._history = self._package.module("smac").RunHistory(multi_objective_algorithm=self._scalarise)
+            self._encoder.runhistory = self._history
+            self._encoder.multi_objective_algorithm = self._scalarise
+        self._told, self._pending, self._given = Told(), set[Key](), dict[Key, Losses]()
         self._vectors: dict[Key, Vector] = {}
         self._steps = Steps(space, self._told, numpy_generator(seed, "smac", "steps"))
 
@@ -142,20 +145,20 @@ class SMAC(Optimizer):
 
     def _data(self) -> tuple[Vector, Vector]:
         """Return what the forest is fitted to: inputs [trials, columns] and log-scaled costs [trials, 1]."""
-        smac = self._package.module("smac.runhistory")
-        history = self._package.module("smac").RunHistory(multi_objective_algorithm=self._scalarise)
-        make, failed = self._package.module("ConfigSpace").Configuration, smac.StatusType.CRASHED
+        make = self._package.module("ConfigSpace").Configuration
+        states = self._package.module("smac.runhistory").StatusType
         worked = self._told.worked()
         for key, losses in self._told.losses().items():
-            history.add(
-                make(self._configspace, vector=self._vectors[key]),
-                cost=list(losses) if len(losses) > 1 else losses[0],
-                seed=0,
-                status=smac.StatusType.SUCCESS if key in worked else failed,
-            )
-        self._encoder.runhistory = history
+            if self._given.get(key) != losses:
+                self._given[key] = losses
+                self._history.add(
+                    make(self._configspace, vector=self._vectors[key]),
+                    cost=list(losses) if len(losses) > 1 else losses[0],
+                    seed=0,
+                    status=states.SUCCESS if key in worked else states.CRASHED,
+                    force_update=True,
+                )
         if self._scalarise is not None:
-            self._encoder.multi_objective_algorithm = self._scalarise
             self._scalarise.update_on_iteration_start()
         inputs, costs = self._encoder.transform()
         return inputs, costs
