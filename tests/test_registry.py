@@ -54,7 +54,7 @@ def test_an_unknown_name_suggests_the_close_one() -> None:
 
 
 def test_an_unknown_name_without_a_close_one_lists_what_there_is() -> None:
-    with pytest.raises(PluginError, match="Known: .*Nevergrad, .*RandomSearch, .*StructuredBayes"):
+    with pytest.raises(PluginError, match=r"Known: .*Nevergrad, .*RandomSearch, .*StructuredBayes"):
         OPTIMIZERS.get("zzzz")
 
 

@@ -35,6 +35,8 @@ _CALIBRATED = 8
 """Number of layers of the larger model: with fewer, the difference of two times is mostly noise."""
 _REHEARSED = 48
 """Number of trials that are rehearsed: enough to leave the beginning, where the caches are empty."""
+_EXAMPLES = 32
+"""Number of random tailorings that show how many layers are kept."""
 _BYTES_PER_PARAMETER = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01}
 
 
@@ -90,7 +92,7 @@ def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
         seconds_per_trial=trial,
         seconds=trial * trials / min(devices, study.settings.batch_size * study.settings.shards),
         merge_seconds=merging,
-        reused=1 - run / fmean(len(step.tailoring.layers) for step in steps),
+        reused=1 - run * share / fmean(len(step.tailoring.layers) * step.share for step in steps),
         share=share,
         device_bytes=_device_bytes(study, dtype),
         cache_bytes=_cache_bytes(study),
@@ -102,15 +104,16 @@ def plan_table(study: Study, device: torch.device, devices: int = 1) -> Table:
     """Return models, layers, parameters, size of the space, memory and time as a table."""
     family, layout, size = study.family, study.family.layout, study.space.size()
     dense = family.num_parameters(Tailoring.whole(BASE, layout.num_layers))
-    example = _example(study, 0)
+    examples = sorted((_example(study, i) for i in range(_EXAMPLES)), key=lambda e: len(e.layers))
+    least, most = examples[0], examples[-1]
     with step(f"Calibrated on {device.type}"):
         found = estimate(study, device, devices)
     table = Table(show_header=False, title="Plan", title_justify="left")
     table.add_row("models", f"{len(layout.models)}: {', '.join(layout.models)}")
-    table.add_row("layers", f"{layout.num_layers}, of which {len(example.layers)} are kept")
-    table.add_row(
-        "parameters", f"{dense / 1e6:.1f} M dense, {family.num_parameters(example) / 1e6:.1f} M tailored"
-    )
+    kept = _range(len(least.layers), len(most.layers), "")
+    table.add_row("layers", f"{layout.num_layers}, of which {kept} are kept")
+    tailored = _range(family.num_parameters(least) / 1e6, family.num_parameters(most) / 1e6, ".1f")
+    table.add_row("parameters", f"{dense / 1e6:.1f} M dense, {tailored} M tailored")
     continuous = f", each with up to {size.continuous} continuous hyperparameters" if size.continuous else ""
     table.add_row("search space", f"{big_number(size.discrete)} tailorings{continuous}")
     table.add_row("tokens per trial", f"{study.fitness.tokens:,}" if study.fitness.tokens else "unknown")
@@ -143,6 +146,11 @@ def duration(seconds: float) -> str:
     if minutes < 2:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _range(low: float, high: float, spec: str) -> str:
+    ends = format(low, spec), format(high, spec)
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _example(study: Study, number: int) -> Tailoring:

@@ -244,9 +244,9 @@ class Study:
             shared = None if fitness is self.fitness else overlap(self.fitness, fitness)
             if shared is not None and shared.share >= SHARED:
                 say(
-                    f"[yellow]![/] The search's fitness shares {shared.shared} pieces of data "
-                    f"({shared.share:.0%}) with {section}.fitness, such as {shared.example!r}: its figures will "
-                    "flatter the search. Use another split or other tasks there."
+                    f"[yellow]![/] {section}.fitness shares {shared.share:.0%} of its questions or documents with "
+                    f"the search's fitness, such as {shared.example!r}: its figures will flatter the search. Use "
+                    "another split or other tasks there."
                 )
 
     def _engine(self, device: torch.device) -> Engine:

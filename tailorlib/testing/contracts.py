@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,11 @@ from tailorlib.distributions import Params
 from tailorlib.fitness import Fitness, Measurement
 from tailorlib.operation import MergeOperation, Statistic
 from tailorlib.optimizer import Optimizer
+from tailorlib.scheduler import Scheduler
 from tailorlib.search_space import FamilyLayout, SearchSpace
 from tailorlib.seeding import numpy_generator, seed_for, torch_generator
-from tailorlib.tailoring import Tailoring
-from tailorlib.trial import Trial
+from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
+from tailorlib.trial import Trial, TrialState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -219,8 +221,13 @@ def check_optimizer(make: Callable[[], Optimizer], space: SearchSpace, *, trials
     assert any(other != first for other in others), f"{name}: another seed gives another search."
     half = list(islice(_study(make(), space, seed=0, trials=trials), trials // 2))
     assert half == first[: trials // 2], f"{name}: a search that stops early starts as the full one does."
-    if "batch" in make().supports:
+    supported = make().supports
+    if "batch" in supported:
         _check_batch(make(), space, name)
+    if "fidelity" in supported:
+        _check_fidelity(make, space, name)
+    if "multi_objective" in supported:
+        _check_objectives(make(), space, name)
 
 
 def _study(optimizer: Optimizer, space: SearchSpace, *, seed: int, trials: int) -> Iterator[Params]:
@@ -242,6 +249,80 @@ def _check_batch(optimizer: Optimizer, space: SearchSpace, name: str) -> None:
         for i, params in reversed(list(enumerate(asked))):  # the slowest may be the first
             optimizer.tell(fake_trial(space, params, number=4 * batch + i))
     assert optimizer.ask(), f"{name} goes on after batches."
+
+
+def _check_fidelity(make: Callable[[], Optimizer], space: SearchSpace, name: str) -> None:
+    """Tell candidates on a part of the samples, and again on all of them, and see that it can be repeated."""
+    runs: list[list[Params]] = []
+    for _ in range(2):
+        optimizer = make()
+        optimizer.setup(space, 0)
+        asked: list[Params] = []
+        for number in range(12):
+            asked.append(optimizer.ask())
+            trial = fake_trial(space, asked[-1], number=2 * number)
+            optimizer.tell(replace(trial, samples=9, fidelity=9 / 27, fitness=(trial.fitness or 0.0) + 0.1))
+            if number % 3 == 2:
+                optimizer.tell(replace(trial, number=2 * number + 1, samples=27))
+        runs.append(asked)
+    assert runs[0] == runs[1], f"{name}: told again, the same candidates give the same search."
+
+
+def _check_objectives(optimizer: Optimizer, space: SearchSpace, name: str) -> None:
+    optimizer.setup(space, 0, ("first", "second"))
+    for number in range(12):
+        params = optimizer.ask()
+        trial = fake_trial(space, params, number=number, failed=number == 3)
+        score = trial.fitness or 0.0
+        scores = {} if trial.state == "failed" else {"first": score, "second": (7 * score) % 1}
+        optimizer.tell(replace(trial, objectives=scores))
+    assert optimizer.ask(), f"{name} goes on with two objectives."
+
+
+def check_scheduler(
+    make: Callable[[], Scheduler], *, samples: int = 54, least: int = 2, trials: int = 120
+) -> None:
+    """Check a scheduler: rungs within the samples, candidates that only climb, and decisions that can be repeated.
+
+    Args:
+        make: Returns a new scheduler.
+        samples: Number of samples of a study.
+        least: The least number of them that a measurement can be made of.
+        trials: Number of scorings.
+    """
+    name = type(make()).__name__
+    with global_randomness_unchanged(name):
+        first = _schedule(make(), samples, least, trials)
+    assert first == _schedule(make(), samples, least, trials), f"{name}: the same results give the same decisions."
+    known: dict[int, int] = {}
+    for number, rung in first:
+        assert known.get(number, 0) < rung, f"{name} promotes a candidate from {known[number]} to {rung} samples."
+        assert least <= rung <= samples, f"{name} scores on {least} to {samples} samples, got {rung}."
+        known[number] = rung
+    assert samples in known.values(), f"{name} scores nobody on all samples in {trials} trials."
+
+
+def _schedule(scheduler: Scheduler, samples: int, least: int, trials: int) -> list[tuple[int, int]]:
+    """Lead a scheduler through a study; return (candidate, samples) of each trial."""
+    scheduler.setup(samples, least, float(trials))
+    known: dict[str, Tailoring] = {}
+    done: list[tuple[int, int]] = []
+    numbers: dict[str, int] = {}
+    while len(done) < trials:
+        jobs = [(known[p.digest], p.samples) for p in scheduler.promote(2)]
+        while len(jobs) < 2:
+            tailoring = Tailoring((LayerPlan((LayerSource("base", len(known)),)),))
+            numbers[tailoring.digest] = len(known)
+            known[tailoring.digest] = tailoring
+            jobs.append((tailoring, scheduler.start()))
+        for tailoring, rung in jobs:
+            score = float(numpy_generator("scheduler", tailoring.digest, rung).random())
+            failed = numbers[tailoring.digest] % 5 == 4
+            state: TrialState = "failed" if failed else "complete"
+            trial = Trial(len(done), {}, tailoring, state, None if failed else score, samples=rung)
+            scheduler.tell(replace(trial, fidelity=rung / samples))
+            done.append((numbers[tailoring.digest], rung))
+    return done
 
 
 def fake_trial(

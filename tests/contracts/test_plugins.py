@@ -12,8 +12,15 @@ from tailorlib_strategies.search_spaces import PruningSpace
 from tailorlib import MergeOperation, Operation, Optimizer, SearchSpace
 from tailorlib.operation import OPERATIONS
 from tailorlib.optimizer import OPTIMIZERS
+from tailorlib.scheduler import SCHEDULERS
 from tailorlib.search_space import SEARCH_SPACES
-from tailorlib.testing.contracts import LAYOUT, check_merge_operation, check_optimizer, check_search_space
+from tailorlib.testing.contracts import (
+    LAYOUT,
+    check_merge_operation,
+    check_optimizer,
+    check_scheduler,
+    check_search_space,
+)
 
 OPERATION_CLASSES = OPERATIONS.load_all()
 SETTINGS = {
@@ -50,6 +57,14 @@ def test_optimizer_keeps_its_contract(name: str) -> None:
     if "conditional" not in cls.supports or "subset" not in cls.supports:
         pytest.skip(f"{name} declares support for {sorted(cls.supports)} only")
     check_optimizer(lambda: cls(**SETTINGS.get(name, {})), space)
+    varying = PruningSpace(LayerRemoval(count=[1, 4]), merges=[TaskArithmetic()])
+    varying.setup(LAYOUT)
+    check_optimizer(lambda: cls(**SETTINGS.get(name, {})), varying, trials=8)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+def test_scheduler_keeps_its_contract(name: str) -> None:
+    check_scheduler(SCHEDULERS.get(name))
 
 
 @pytest.mark.parametrize("name", SEARCH_SPACES.names())

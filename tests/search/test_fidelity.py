@@ -190,8 +190,8 @@ def test_shared_data_is_said(
     halving.pop("scheduler")
     assert main(["search", "--config", write(validated(halving, tmp_path))]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "shares 1 pieces of data (100%) with benchmark.fitness" in shown
-    assert "with validation.fitness" not in shown
+    assert "benchmark.fitness shares 100% of its questions or documents with the search's fitness" in shown
+    assert "validation.fitness shares" not in shown
 
 
 def test_scores_that_never_differ_stop_the_study(

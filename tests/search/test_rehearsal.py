@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.optimizers import Nevergrad
+from tailorlib_strategies.schedulers import ASHA
+from tailorlib_strategies.search_spaces import PruningSpace
 
 from tailorlib.search.evaluator import Evaluator
+from tailorlib.search.plan import estimate, plan_table
 from tailorlib.search.rehearsal import _Landscape, rehearse
 from tailorlib.tailoring import Tailoring
 
@@ -52,3 +59,26 @@ def test_the_optimizer_is_as_new_afterwards(make: Callable[..., Evaluator]) -> N
 def test_no_room_means_that_all_layers_run(make: Callable[..., Evaluator]) -> None:
     study = make(prefix_cache_mib=0).study
     assert all(step.layers_run == len(step.tailoring.layers) for step in rehearse(study, 6, torch.float32))
+
+
+def test_a_scheduler_and_a_varying_number_of_layers_are_rehearsed_too(make: Callable[..., Evaluator]) -> None:
+    study = make().study
+    space = PruningSpace(LayerRemoval(count=[1, 4]), merges=[TaskArithmetic()])
+    space.setup(study.family.layout)
+    object.__setattr__(study, "space", space)
+    object.__setattr__(study, "scheduler", ASHA(eta=2, min_samples=4))
+    steps = rehearse(study, 24, torch.float32)
+    every = study.fitness.num_samples
+    rungs = {step.share * every for step in steps}
+    assert (
+        min(rungs) == pytest.approx(every / 2 ** round(math.log2(every / min(rungs))), abs=0.5) and len(rungs) > 1
+    )
+    assert len({len(step.tailoring.layers) for step in steps}) > 1
+    found = estimate(study, torch.device("cpu"))
+    assert found.share == pytest.approx(sum(step.share for step in rehearse(study, 48, torch.float32)) / 48)
+    assert 0 < found.share < 1 and 0 <= found.reused < 1
+    shown = Console(width=200, record=True, file=io.StringIO())
+    shown.print(plan_table(study, torch.device("cpu")))
+    text = shown.export_text()
+    assert "6, of which 2 to 5 are kept" in text
+    assert f"on {found.share:.0%} of the samples" in text and "100 evaluations on all samples" in text
