@@ -161,8 +161,13 @@ class Fitness(ABC):
         It is called once per process, after :meth:`setup` and before anything is scored; nothing by default.
         """
 
-    def set_reference(self, dense: Measurement) -> Measurement:
+    def set_reference(self, dense: Measurement, results: Sequence[SampleResult] | None = None) -> Measurement:
         """Take note of the dense base model's measurement.
+
+        Args:
+            dense: The measurement, on all samples.
+            results: The dense model's results on all samples, where candidates are scored on parts of them: a
+                fitness that is relative to the dense model compares on the same samples then.
 
         Returns:
             The same measurement as this fitness scores it from now on: a fitness that scores relative to the

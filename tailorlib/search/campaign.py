@@ -147,8 +147,9 @@ class Comparable:
     """Makes scores on few samples comparable with scores on all.
 
     The first samples may be harder or easier than the rest. Candidates that were scored on n samples and later on
-    all of them say by how much: their mean difference is added to every score on n samples. Before there is one
-    the dense model's difference is.
+    all of them say by how much: every score on n samples is multiplied by the ratio of their means. Scores that
+    can be negative, such as log-likelihoods, are shifted by the difference of the means instead. Before there is
+    such a candidate the dense model takes its place.
 
     Args:
         samples: Number of all samples.
@@ -174,16 +175,23 @@ class Comparable:
             if trial.samples in found and self.samples in found
         ]
         if not pairs:
-            gain = 0.0
-            if self.reference is not None:
-                gain = self.reference(self.samples) - self.reference(trial.samples)
-            return replace(trial, fitness=trial.fitness + gain)
+            if self.reference is None:
+                return trial
+            few, every = [self.reference(trial.samples)], [self.reference(self.samples)]
+            return replace(trial, fitness=_carried(trial.fitness, few, every))
         few, every = ([pair[i].fitness or 0.0 for pair in pairs] for i in (0, 1))
         objectives = {
-            name: score + fmean(b.objectives[name] - a.objectives[name] for a, b in pairs)
+            name: _carried(score, [a.objectives[name] for a, _ in pairs], [b.objectives[name] for _, b in pairs])
             for name, score in trial.objectives.items()
         }
-        return replace(trial, fitness=trial.fitness + fmean(every) - fmean(few), objectives=objectives)
+        return replace(trial, fitness=_carried(trial.fitness, few, every), objectives=objectives)
+
+
+def _carried(score: float, few: Sequence[float], every: Sequence[float]) -> float:
+    """Return what a score on few samples would be on all, given others' scores on few and on all."""
+    if min(score, *few, *every) > 0:
+        return score * fmean(every) / fmean(few)
+    return score + fmean(every) - fmean(few)
 
 
 def check_capabilities(

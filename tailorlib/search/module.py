@@ -315,22 +315,23 @@ class SearchModule(LightningModule):
 
     def _measure_dense(self) -> None:
         self.study.observe_dense()
-        if self.study.scheduler is not None:
-            self._evaluator.samples.kept.add(self.study.dense.digest)
-        if self.dense is None:
+        digest, samples = self.study.dense.digest, self._evaluator.samples
+        parts = self.study.scheduler is not None
+        if parts:
+            samples.kept.add(digest)
+        known = not parts or len(samples.get(digest)) == self.study.fitness.num_samples
+        if self.dense is None or not known:  # the file of an earlier run may be gone
             with step("Dense base model measured"):
-                self.dense = self._evaluator.measure(self.study.dense)
-            if self._journal is not None:
-                self._journal.set_dense(self.dense)
-        self.dense = self.study.fitness.set_reference(self.dense)
+                found = self._evaluator.measure(self.study.dense)
+            if self.dense is None and self._journal is not None:
+                self._journal.set_dense(found)
+            self.dense = self.dense or found
+        self.dense = self.study.fitness.set_reference(self.dense, samples.get(digest) if parts else None)
 
     def _dense_on(self, samples: int) -> float:
         """Return the dense model's score on some first samples."""
         if samples not in self._dense_scores:
-            digest = self.study.dense.digest
-            if len(self._evaluator.samples.get(digest)) < samples:  # the file of an earlier run is gone
-                self._evaluator.measure(self.study.dense)
-            results = self._evaluator.samples.get(digest)[:samples]
+            results = self._evaluator.samples.get(self.study.dense.digest)[:samples]
             self._dense_scores[samples] = self.study.fitness.summarise(results).score
         return self._dense_scores[samples]
 

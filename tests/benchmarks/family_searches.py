@@ -146,7 +146,7 @@ def lab(place: Place) -> Lab:
     family.load(torch.device("cpu"))
     store = Evaluations(place.record / "evaluations.sqlite")
     scorers = [Scorer(family, fitness, engine, store) for fitness in (search, test)]
-    search.set_reference(scorers[0].measure(study.dense))
+    search.set_reference(scorers[0].measure(study.dense), scorers[0].results(study.dense))
     return Lab(family, engine, *scorers, study.dense)
 
 

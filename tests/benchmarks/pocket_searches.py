@@ -77,7 +77,7 @@ def arena(folder: Path, space: str) -> Arena:
     scorers = []
     for fitness in (parts.fitness, parts.test):
         scorer = Scorer(study.family, fitness, engine, store)
-        fitness.set_reference(scorer.measure(study.dense))
+        fitness.set_reference(scorer.measure(study.dense), scorer.results(study.dense))
         scorers.append(scorer)
     return Arena(parts.space, scorers[0], scorers[1], study.dense, {"cold": (), **_starts(study, engine)})
 

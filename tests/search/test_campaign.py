@@ -115,21 +115,29 @@ def test_when_the_budget_ends_first_the_best_candidate_is_still_scored_on_all_sa
     assert told[-1].tailoring == best.tailoring and jobs[-1].known == 3
 
 
-def test_scores_on_few_samples_reach_the_optimizer_as_what_all_would_give() -> None:
+@pytest.mark.parametrize("positive", [True, False])
+def test_scores_on_few_samples_reach_the_optimizer_as_what_all_would_give(positive: bool) -> None:
+    """Positive scores by a ratio, others by a difference: the dense model's first, then that of candidates."""
     optimizer = Listening()
     found = campaign(optimizer, SuccessiveHalving(eta=3, min_samples=3, size=9), budget=9)
-    found.observe_dense(lambda samples: 2.0 - 3.0 / samples)
-    _, told = lead(found)
+    found.observe_dense(lambda samples: samples if positive else -3.0 / samples)
+
+    def score(tailoring: Tailoring, samples: int) -> float:
+        whole = 1 + float(numpy_generator("goodness", tailoring.digest).random())
+        return whole * (1 + 1 / samples) if positive else -whole - 1 / samples
+
+    _, told = lead(found, score)
     early = told.index(next(t for t in told if t.samples == SAMPLES))
     for heard, trial in zip(optimizer.told, told, strict=True):
         assert heard.samples == trial.samples and heard.fitness is not None and trial.fitness is not None
-        gain = heard.fitness - trial.fitness
         if trial.samples == SAMPLES:
-            assert gain == 0
+            assert heard.fitness == trial.fitness
         elif trial.number < early:  # as the dense model gains
-            assert gain == pytest.approx(3 / trial.samples - 3 / SAMPLES)
-        else:  # as candidates do
-            assert gain == pytest.approx(1 / trial.samples - 1 / SAMPLES)
+            n = trial.samples
+            expected = trial.fitness * SAMPLES / n if positive else trial.fitness + 3 / n - 3 / SAMPLES
+            assert heard.fitness == pytest.approx(expected)
+        else:  # as candidates do: exactly, since all of them gain alike
+            assert heard.fitness == pytest.approx(score(trial.tailoring, SAMPLES))
 
 
 def test_a_candidate_that_goes_on_keeps_its_origin() -> None:

@@ -61,6 +61,8 @@ class WeightedMean(Fitness):
         if faults:
             raise RecipeError(faults)
         self._unit: Mapping[str, float] = dict.fromkeys(parts, 1.0)
+        self._units: dict[int, Mapping[str, float]] = {}
+        self._dense: list[SampleResult] = []
         self._samples: list[tuple[str, int]] = []
         self._min_samples = 1
 
@@ -111,8 +113,11 @@ class WeightedMean(Fitness):
         if faults:
             raise RecipeError(faults)
 
-    def set_reference(self, dense: Measurement) -> Measurement:
+    def set_reference(self, dense: Measurement, results: Sequence[SampleResult] | None = None) -> Measurement:
         """Take the dense base model's part scores as the unit of each part.
+
+        Given the dense model's results, a score on the first samples is relative to its part scores on the same
+        samples: one easy window among few must not make its part count more than the others.
 
         Raises:
             EvaluationError: If a part's score is not positive, so that nothing can be relative to it.
@@ -120,15 +125,19 @@ class WeightedMean(Fitness):
         if not self.relative_to_dense:
             return dense
         # a part may itself be relative to the dense model: its unit is the score that it has from now on
-        unit = {name: part.set_reference(_of_part(dense, name)).score for name, part in self.parts.items()}
+        own = self._of_parts(results or ())
+        unit = {
+            name: part.set_reference(_of_part(dense, name), own.get(name)).score
+            for name, part in self.parts.items()
+        }
         bad = [f"{name}={score}" for name, score in unit.items() if not score > 0]
         if bad:
             raise EvaluationError(
                 "Scores relative to the dense model need positive dense scores, got "
                 f"{', '.join(bad)}. Set relative_to_dense: false."
             )
-        self._unit = unit
-        return replace(dense, score=self._mean(unit), parts={**dense.parts, **unit})
+        self._unit, self._dense, self._units = unit, list(results or ()), {}
+        return replace(dense, score=self._mean(unit, unit), parts={**dense.parts, **unit})
 
     def shards(self, samples: Sequence[int], number: int) -> list[list[int]]:
         """Let each part share out its samples, and join them."""
@@ -154,13 +163,10 @@ class WeightedMean(Fitness):
         return [found[place] for place in samples]
 
     def _summarise(self, results: Sequence[SampleResult]) -> Measurement:
-        found = {
-            name: self.parts[name].summarise([results[place] for place in places])
-            for name, places in self._by_part(range(len(results))).items()
-        }
+        found = {name: self.parts[name].summarise(own) for name, own in self._of_parts(results).items()}
         scores = {name: part.score for name, part in found.items()}
         return Measurement(
-            score=self._mean(scores),
+            score=self._mean(scores, self._unit_on(len(results))),
             metrics={f"{name}/{k}": v for name, part in found.items() for k, v in part.metrics.items()},
             chance={f"{name}/{k}": v for name, part in found.items() for k, v in part.chance.items()},
             parts=scores | {f"{name}/{k}": v for name, part in found.items() for k, v in part.parts.items()},
@@ -173,8 +179,25 @@ class WeightedMean(Fitness):
             found[self._samples[place][0]].append(place)
         return {name: places for name, places in found.items() if places}
 
-    def _mean(self, scores: Mapping[str, float]) -> float:
-        total = math.fsum(self.weights[name] * score / self._unit[name] for name, score in scores.items())
+    def _of_parts(self, results: Sequence[SampleResult]) -> dict[str, list[SampleResult]]:
+        """Return the results of the first samples, shared out to the parts that have any."""
+        parts = self._by_part(range(len(results)))
+        return {name: [results[place] for place in places] for name, places in parts.items()}
+
+    def _unit_on(self, samples: int) -> Mapping[str, float]:
+        """Return the dense model's part scores on some first samples, as far as they can be a unit."""
+        if samples >= len(self._dense):
+            return self._unit
+        if samples not in self._units:
+            found = {
+                name: self.parts[name].summarise(r) for name, r in self._of_parts(self._dense[:samples]).items()
+            }
+            own = {name: measurement.score for name, measurement in found.items() if measurement.score > 0}
+            self._units[samples] = {**self._unit, **own}
+        return self._units[samples]
+
+    def _mean(self, scores: Mapping[str, float], unit: Mapping[str, float]) -> float:
+        total = math.fsum(self.weights[name] * score / unit[name] for name, score in scores.items())
         return total / math.fsum(self.weights.values())
 
 

@@ -20,9 +20,9 @@ Items = tuple[tuple[str, ParamValue], ...]
 Cells = list[tuple[int, float]]
 """Features that are not zero: (index, value)."""
 
-GROUPS = ("member", "depth", "pair", "choice", "number", "shared", "trend", "seam")
+GROUPS = ("member", "depth", "pair", "choice", "number", "shared", "trend", "seam", "away")
 """Kinds of features, each with a prior variance of its own."""
-MEMBER, DEPTH, PAIR, CHOICE, NUMBER, SHARED, TREND, SEAM = range(len(GROUPS))
+MEMBER, DEPTH, PAIR, CHOICE, NUMBER, SHARED, TREND, SEAM, AWAY = range(len(GROUPS))
 WAVES = 6
 """Smooth functions of depth: cosines of 0 to 5 half waves."""
 _LEVELS = 16
@@ -33,8 +33,9 @@ class Features:
     """Maps active parameters to features; a linear model's weights are then what each of them is worth.
 
     A subset gives an indicator for each member, smooth functions of the members' places (what layers are worth
-    changes little from one to the next), and an indicator for each pair of neighbours that are both members. A
-    choice gives an indicator for each of its values; a number one that it is there, its place in its range, and
+    changes little from one to the next), an indicator for each pair of neighbours that are both members, and the
+    number of members that the first warm start doesn't have: its removal is mostly a good one, and what leaving it
+    costs shows after a few trials. A choice gives an indicator for each of its values; a number one that it is there, its place in its range, and
     that squared. Of the parameters of layers, each of these features is there once for the layer, once for all
     layers together (an operation or a source is worth about the same everywhere) and twice with waves over the
     depth. Two layers in a row give a feature for each parameter in which they differ. What is inactive gives
@@ -47,6 +48,7 @@ class Features:
     def __init__(self, space: SearchSpace) -> None:
         self._distributions = space.distributions()
         self._groups: list[int] = []
+        self._home: dict[str, frozenset[float]] = {}
         self._start: dict[str, int] = {}
         self._common: dict[tuple[str, str], int] = {}
         self._seam: dict[str, int] = {}
@@ -75,6 +77,12 @@ class Features:
             found[at] += value
         return found
 
+    def settle(self, params: Params) -> None:
+        """Take a candidate's subsets as those that others' distance is counted from."""
+        for name, value in params.items():
+            if isinstance(value, tuple):
+                self._home[name] = frozenset(value)
+
     def cells(self, params: Params) -> Cells:
         """Return the features of active parameters that are not zero; an index can come several times."""
         general, layers = self.split(params)
@@ -97,7 +105,9 @@ class Features:
         """Return the features of one parameter."""
         distribution, at = self._distributions[name], self._start[name]
         if isinstance(distribution, Subset):
-            return self._of_subset(at, distribution, value)
+            assert isinstance(value, tuple)
+            away = len(frozenset(value) - self._home.get(name, frozenset(value)))
+            return [*self._of_subset(at, distribution, value), (at + 2 * distribution.n + WAVES, float(away))]
         places = list(_places(distribution, value))
         cells = [(at + k, x) for k, x in places]
         stem, index = self._stem[name], self.layer[name]
@@ -128,7 +138,7 @@ class Features:
     def _add(self, name: str, distribution: Distribution) -> None:
         self._start[name] = len(self._groups)
         if isinstance(distribution, Subset):
-            self._groups += [MEMBER] * distribution.n + [DEPTH] * WAVES + [PAIR] * distribution.n
+            self._groups += [MEMBER] * distribution.n + [DEPTH] * WAVES + [PAIR] * distribution.n + [AWAY]
             return
         group = NUMBER if _levels(distribution) is None else CHOICE
         self._groups += [group] * len(_labels(distribution))

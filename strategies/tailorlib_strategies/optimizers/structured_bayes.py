@@ -20,7 +20,7 @@ from tailorlib_strategies.optimizers.variation import Genome, Variation
 
 Vector = NDArray[np.float64]
 Key = frozenset[tuple[str, ParamValue]]
-FIRST_VARIANCES = (0.1, 0.03, 0.03, 0.02, 0.01, 0.002, 0.002, 0.002, 0.05)
+FIRST_VARIANCES = (0.1, 0.03, 0.03, 0.02, 0.01, 0.002, 0.002, 0.002, 0.05, 0.05)
 """Of the weights in each group of features, and of the noise; losses have variance 1."""
 CLIP = 4.0
 """What is worse than the best by so many times the median's distance is hopeless, and need not be told apart."""
@@ -42,8 +42,8 @@ class StructuredBayes(Optimizer):
     candidates count as bad ones.
 
     Args:
-        starts: Number of trials before the model is used; those that warm starts don't fill are mutations of the
-            best.
+        starts: Number of trials before the model is used; those that warm starts don't fill are single steps from
+            the best.
         radius: Largest number of steps from a known candidate, at first.
         tries: Number of steps that are tried for each that is taken.
         elite: Number of candidates to start from.
@@ -104,13 +104,16 @@ class StructuredBayes(Optimizer):
             at = self._rows[key]
             self._losses[at], self._fidelities[at] = trial.loss, trial.fidelity
             return
+        if not self._rows and trial.origin != "optimizer":
+            self._features.settle(trial.params)
         better = trial.loss < min(self._losses, default=math.inf)
         self._rows[key] = len(self._losses)
         self._model.add(self._features.cells(trial.params))
         self._losses.append(trial.loss)
         self._fidelities.append(trial.fidelity)
         self._genomes.append(self._variation.genome(trial.params))
-        self._adapt(better)
+        if trial.origin == "optimizer":  # a warm start says nothing of how far a proposal may go
+            self._adapt(better)
 
     def _adapt(self, better: bool) -> None:
         self._failures = 0 if better else self._failures + 1
@@ -132,7 +135,8 @@ class StructuredBayes(Optimizer):
         best = sorted(works, key=lambda i: (float(losses[i]), i))[: self.elite]
         for attempt in range(8):  # a known candidate teaches nothing: go further each time
             start = dict(self._genomes[best[int(self.rng.integers(len(best)))]])
-            steps = 1 + attempt + int(self.rng.integers(max(1, round(self._reach))))
+            far = 1 if valuation is None else max(1, round(self._reach))
+            steps = 1 + attempt + int(self.rng.integers(far))
             params = self.space.active(self._moved(start, valuation, steps))
             if frozenset(params.items()) not in self._seen:
                 break

@@ -117,3 +117,38 @@ def test_a_part_that_needs_the_dense_model_gets_it(live: tuple[Any, Engine]) -> 
     found = fitness.evaluate(model)
     assert found.metrics["inner/kl/kl"] == pytest.approx(0, abs=1e-6)
     assert fitness.set_reference(found).score == pytest.approx(1)
+
+
+def test_a_score_on_the_first_samples_is_relative_to_the_dense_models_on_the_same(
+    live: tuple[Any, Engine],
+) -> None:
+    """Numbers(n) scores 1 + the mean of 0, 1, ... on the first samples: it grows with them, whatever the model."""
+    fitness = ready({"a": Numbers(6), "inner": WeightedMean({"b": Numbers(3)})}, live[1], weights={"a": 3.0})
+    dense = fitness.score_samples(live[0], range(9))
+    whole = fitness.summarise(dense)
+    assert fitness.set_reference(whole).score == pytest.approx(1)
+    few = fitness.summarise(dense[:5])  # a0 b0 a1 a2 b1: 1 + 1 of 3.5, and 1 + 1/2 of 2
+    assert few.score == pytest.approx((3 * 2 / 3.5 + 1.5 / 2) / 4)
+    assert fitness.set_reference(whole, dense).score == pytest.approx(1)
+    for samples in range(fitness.min_samples, 10):
+        assert fitness.summarise(dense[:samples]).score == pytest.approx(1)
+    worse = [place - 0.5 for place in dense]
+    for part in (fitness.parts["a"], fitness.parts["inner"].parts["b"]):  # type: ignore[attr-defined]
+        part._summarise = lambda results: Measurement(1 + sum(results) / len(results))  # type: ignore[method-assign]
+    fitness.set_reference(whole, dense)
+    assert fitness.summarise(worse[:5]).score == pytest.approx((3 * 1.5 / 2 + 1.0 / 1.5) / 4)
+
+
+def test_where_the_dense_model_scores_nothing_on_few_samples_all_of_them_are_the_unit(
+    live: tuple[Any, Engine],
+) -> None:
+    class Right(Numbers):
+        def _summarise(self, results: Sequence[int]) -> Measurement:
+            return Measurement(sum(results) / len(results))  # 0 on the first sample
+
+    fitness = ready({"a": Right(4)}, live[1])
+    dense = fitness.score_samples(live[0], range(4))
+    fitness.set_reference(fitness.summarise(dense), dense)
+    assert fitness.summarise([0]).score == 0
+    assert fitness.summarise([3]).score == pytest.approx(3 / 1.5)
+    assert fitness.summarise([0, 2]).score == pytest.approx(1 / 0.5)
