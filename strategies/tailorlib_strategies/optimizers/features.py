@@ -35,11 +35,11 @@ class Features:
     A subset gives an indicator for each member, smooth functions of the members' places (what layers are worth
     changes little from one to the next), an indicator for each pair of neighbours that are both members, and the
     number of members that the first warm start doesn't have: its removal is mostly a good one, and what leaving it
-    costs shows after a few trials. A choice gives an indicator for each of its values; a number one that it is there, its place in its range, and
-    that squared. Of the parameters of layers, each of these features is there once for the layer, once for all
-    layers together (an operation or a source is worth about the same everywhere) and twice with waves over the
-    depth. Two layers in a row give a feature for each parameter in which they differ. What is inactive gives
-    zeros.
+    costs shows after a few trials. A choice gives an indicator for each of its values; a number one that it is
+    there, its place in its range, and that squared. Of the parameters of layers, each of these features is there
+    once for the layer, once for all layers together (an operation or a source is worth about the same everywhere)
+    and twice with waves over the depth. Two layers in a row give a feature for each parameter in which they
+    differ. What is inactive gives zeros.
 
     Args:
         space: The search space, set up.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.optimizers import Evolution, RandomSearch, StructuredBayes
-from tailorlib_strategies.optimizers.features import DEPTH, MEMBER, PAIR, SEAM, SHARED, Features, Valuation
+from tailorlib_strategies.optimizers.features import AWAY, DEPTH, MEMBER, PAIR, SEAM, SHARED, Features, Valuation
 from tailorlib_strategies.optimizers.linear_model import LinearModel, clipped, standardised
 from tailorlib_strategies.optimizers.neighbourhood import Neighbourhood
 from tailorlib_strategies.optimizers.variation import Variation
@@ -318,3 +318,40 @@ def test_it_needs_a_quarter_of_random_searchs_trials_at_most() -> None:
         ours = best_loss(StructuredBayes(tries=16), seed, 50)
         random = best_loss(RandomSearch(), seed, 200)
         assert ours < random - 0.3
+
+
+def test_what_leaving_the_first_warm_start_costs_is_a_feature() -> None:
+    own = PruningSpace(LayerRemoval(count=3))
+    own.setup(FamilyLayout(("a", "b"), 10, ("full_attention",) * 10))
+    features = Features(own)
+    home, far = ({"removed": removed} for removed in ((1, 2, 5), (1, 6, 7)))
+    assert list(features(far)[features.groups == AWAY]) == [0]  # nothing is known of a cold start
+    features.settle(home)
+    assert list(features(home)[features.groups == AWAY]) == [0]
+    assert list(features(far)[features.groups == AWAY]) == [2]
+
+
+@pytest.mark.parametrize(("origin", "expected"), [("a start", 2.0), ("optimizer", 0.0)])
+def test_only_a_warm_start_is_a_home(origin: str, expected: float) -> None:
+    own = PruningSpace(LayerRemoval(count=3))
+    own.setup(FamilyLayout(("a", "b"), 10, ("full_attention",) * 10))
+    optimizer = StructuredBayes()
+    optimizer.setup(own, 0)
+    params = own.active(own.complete({"removed": (1, 2, 5)}))
+    optimizer.tell(Trial(0, params, own.decode(params), "complete", 0.5, origin=origin))
+    assert list(optimizer._features({"removed": (1, 6, 7)})[optimizer._features.groups == AWAY]) == [expected]
+
+
+def test_warm_starts_do_not_widen_the_trust_region() -> None:
+    own = PruningSpace(LayerRemoval(count=3))
+    own.setup(FamilyLayout(("a", "b"), 10, ("full_attention",) * 10))
+    reaches = {}
+    for origin in ("a start", "optimizer"):
+        optimizer = StructuredBayes(radius=2)
+        optimizer.setup(own, 0)
+        rng = numpy_generator("starts")
+        for number in range(4):  # each better than the one before
+            params = own.sample(rng)
+            optimizer.tell(Trial(number, params, own.decode(params), "complete", float(number), origin=origin))
+        reaches[origin] = optimizer._reach
+    assert reaches == {"a start": 2.0, "optimizer": 8.0}
