@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from nevergrad.optimization.multiobjective.hypervolume import HypervolumeIndicator
-
 from tailorlib.trial import Trial
 
 
@@ -33,6 +31,8 @@ def hypervolume(trials: Iterable[Trial]) -> float:
 
     Scores below 0 add nothing. Computed by nevergrad (algorithm of Fonseca, Paquete and Lopez-Ibanez 2006).
     """
+    from nevergrad.optimization.multiobjective.hypervolume import HypervolumeIndicator  # takes a second to import
+
     points = [list(t.losses) for t in front(trials) if max(t.losses) < 0]
     if not points:
         return 0.0
