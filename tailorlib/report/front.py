@@ -60,8 +60,8 @@ def front_table(trials: Sequence[Trial]) -> Table:
 
 
 def _draw(axis: Axes, trials: Sequence[Trial], across: str, up: str) -> None:
-    complete = [t for t in trials if t.fitness is not None]
     best, chosen = front(trials), knee(trials)
+    complete = [t for t in trials if t.fitness is not None and t.fidelity == best[0].fidelity]
     axis.scatter(*_points(complete, across, up), s=18, color=GREY, alpha=0.6, linewidths=0, label="trial")
     order = sorted(best, key=lambda t: t.objectives[across])
     line = "-" if len(order[0].objectives) == 2 else "none"  # a projection of a surface is no line
