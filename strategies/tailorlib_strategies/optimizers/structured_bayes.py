@@ -42,8 +42,8 @@ class StructuredBayes(Optimizer):
     candidates count as bad ones.
 
     Args:
-        starts: Number of trials before the model is used; those that warm starts don't fill are single steps from
-            the best.
+        starts: Number of trials before the model is used; those that warm starts don't fill are mutations of the
+            best.
         radius: Largest number of steps from a known candidate, at first.
         tries: Number of steps that are tried for each that is taken.
         elite: Number of candidates to start from.
@@ -135,8 +135,7 @@ class StructuredBayes(Optimizer):
         best = sorted(works, key=lambda i: (float(losses[i]), i))[: self.elite]
         for attempt in range(8):  # a known candidate teaches nothing: go further each time
             start = dict(self._genomes[best[int(self.rng.integers(len(best)))]])
-            far = 1 if valuation is None else max(1, round(self._reach))
-            steps = 1 + attempt + int(self.rng.integers(far))
+            steps = 1 + attempt + int(self.rng.integers(max(1, round(self._reach))))
             params = self.space.active(self._moved(start, valuation, steps))
             if frozenset(params.items()) not in self._seen:
                 break
