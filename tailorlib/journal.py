@@ -56,8 +56,13 @@ class Journal:
         self._lock = lock
 
     @classmethod
-    def create(cls, directory: Path, header: JournalHeader) -> Journal:
+    def create(cls, directory: Path, header: JournalHeader, beside: Mapping[str, str] | None = None) -> Journal:
         """Start a new record in a folder.
+
+        Args:
+            directory: The run folder.
+            header: What the trials depend on.
+            beside: Texts of other files of the run, by name: where there is a record, they are there, too.
 
         Raises:
             JournalError: If the folder already has one, or can't be written.
@@ -69,6 +74,8 @@ class Journal:
             if path.exists():
                 lock.release()
                 refuse_occupied(directory)
+            for name, text in (beside or {}).items():
+                replace_file(directory / name, text.encode())
             data = {"kind": "header", "format": header.format, "environment": dict(header.environment)}
             replace_file(path, _line({**data, "identity": dict(header.identity)}))
         except OSError as error:

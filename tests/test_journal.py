@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import tailorlib.journal as journal_module
 from tailorlib.exceptions import JournalError
 from tailorlib.fitness import Measurement
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader, archive, read_trials
@@ -26,6 +27,9 @@ def trial(number: int, fitness: float | None = 0.5) -> Trial:
         metrics={"text/perplexity": 1 / 3, "ünï/acc": 0.25},
         seconds=1.5,
         reason=None if fitness is not None else "too small",
+        objectives={} if fitness is None else {"quality": fitness, "parameters_removed": 0.25},
+        samples=16,
+        fidelity=16 / 48,
     )
 
 
@@ -162,3 +166,32 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
         Journal.open(tmp_path)
     with pytest.raises(JournalError, match="has no"):
         Journal.open(tmp_path / "nowhere")
+
+
+def test_the_files_beside_a_record_are_there_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed on the way leaves either no study or one that can be resumed."""
+    replace, written = journal_module.replace_file, list[str]()
+
+    def killed_before_the_record(path: Path, data: bytes) -> None:
+        if path.name == journal_module.FILE_NAME:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        replace(path, data)
+
+    monkeypatch.setattr(journal_module, "replace_file", killed_before_the_record)
+    with pytest.raises(KeyboardInterrupt):
+        Journal.create(tmp_path / "run", JournalHeader({}), {"recipe.yaml": "study: {}\n"})
+    assert written == ["recipe.yaml"] and not (tmp_path / "run" / journal_module.FILE_NAME).exists()
+    monkeypatch.setattr(journal_module, "replace_file", replace)
+    Journal.create(tmp_path / "again", JournalHeader({}), {"recipe.yaml": "study: {}\n"}).close()
+    assert (tmp_path / "again" / "recipe.yaml").read_text() == "study: {}\n"
+
+
+def test_validations_are_read_back(journal: Journal) -> None:
+    journal.append(trial(0))
+    found = Measurement(0.75, {"acc": 0.5}, {"acc": 0.25}, {"part": 0.75})
+    journal.add_validation(0, found)
+    journal.append(trial(1))
+    journal.close()
+    again = Journal.read(journal.path.parent)
+    assert again.validations == {0: found} and again.trials == [trial(0), trial(1)]

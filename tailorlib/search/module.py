@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError
-from tailorlib.files import write_text
 from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
@@ -295,8 +294,8 @@ class SearchModule(LightningModule):
         if self.global_rank == 0:
             if self._journal is None:
                 versions = {**environment(), "compute_dtype": self.study.family.dtype}
-                self._journal = Journal.create(self.study.directory, JournalHeader(self.identity, versions))
-                write_text(self.study.directory / "recipe.yaml", self.recipe)
+                header = JournalHeader(self.identity, versions)
+                self._journal = Journal.create(self.study.directory, header, {"recipe.yaml": self.recipe})
             trials, self.dense = list(self._journal.trials), self._journal.dense
             self._recorded = dict(self._journal.validations)
         trials, self.dense, self._recorded = self.trainer.strategy.broadcast((trials, self.dense, self._recorded))
