@@ -42,8 +42,8 @@ class StructuredBayes(Optimizer):
     candidates count as bad ones.
 
     Args:
-        starts: Number of trials before the model is used; those that warm starts don't fill are mutations of the
-            best.
+        starts: Number of trials before the model is used; those that warm starts don't fill are single steps from
+            the best.
         radius: Largest number of steps from a known candidate, at first.
         tries: Number of steps that are tried for each that is taken.
         elite: Number of candidates to start from.
@@ -100,20 +100,32 @@ class StructuredBayes(Optimizer):
     def _tell(self, trial: Trial) -> None:
         key = frozenset(trial.params.items())
         self._seen.add(key)
+        better = self._leads(trial, key)
+        own = trial.origin == "optimizer"  # a warm start says nothing of how far a proposal may go
         if key in self._rows:
             at = self._rows[key]
             self._losses[at], self._fidelities[at] = trial.loss, trial.fidelity
+            if own and better:  # it had its chance to fail when it was told first
+                self._adapt(better)
             return
-        if not self._rows and trial.origin != "optimizer":
+        if not self._rows and not own:
             self._features.settle(trial.params)
-        better = trial.loss < min(self._losses, default=math.inf)
         self._rows[key] = len(self._losses)
         self._model.add(self._features.cells(trial.params))
         self._losses.append(trial.loss)
         self._fidelities.append(trial.fidelity)
         self._genomes.append(self._variation.genome(trial.params))
-        if trial.origin == "optimizer":  # a warm start says nothing of how far a proposal may go
+        if own:
             self._adapt(better)
+
+    def _leads(self, trial: Trial, key: Key) -> bool:
+        """Say whether a trial is better than all others on as many samples: on fewer, somebody was only lucky."""
+        others = (
+            loss
+            for i, (loss, fidelity) in enumerate(zip(self._losses, self._fidelities, strict=True))
+            if fidelity >= trial.fidelity and i != self._rows.get(key)
+        )
+        return trial.loss < min(others, default=math.inf)
 
     def _adapt(self, better: bool) -> None:
         self._failures = 0 if better else self._failures + 1
@@ -135,7 +147,8 @@ class StructuredBayes(Optimizer):
         best = sorted(works, key=lambda i: (float(losses[i]), i))[: self.elite]
         for attempt in range(8):  # a known candidate teaches nothing: go further each time
             start = dict(self._genomes[best[int(self.rng.integers(len(best)))]])
-            steps = 1 + attempt + int(self.rng.integers(max(1, round(self._reach))))
+            far = 1 if valuation is None else max(1, round(self._reach))
+            steps = 1 + attempt + int(self.rng.integers(far))
             params = self.space.active(self._moved(start, valuation, steps))
             if frozenset(params.items()) not in self._seen:
                 break

@@ -355,3 +355,26 @@ def test_warm_starts_do_not_widen_the_trust_region() -> None:
             optimizer.tell(Trial(number, params, own.decode(params), "complete", float(number), origin=origin))
         reaches[origin] = optimizer._reach
     assert reaches == {"a start": 2.0, "optimizer": 8.0}
+
+
+def test_a_lucky_score_on_few_samples_is_no_bar_for_scores_on_all() -> None:
+    optimizer = StructuredBayes(radius=2)
+    own = make_space()
+    optimizer.setup(own, 0)
+    rng = numpy_generator("lucky")
+
+    def told(score: float, fidelity: float, params: Params | None = None) -> Params:
+        params = own.sample(rng) if params is None else params
+        trial = Trial(0, params, own.decode(params), "complete", score, samples=1, fidelity=fidelity)
+        optimizer.tell(trial)
+        return params
+
+    told(9.0, 0.1)
+    told(1.0, 1.0)  # the best on all samples
+    assert optimizer._reach == 8.0
+    promoted = told(5.0, 0.1)
+    assert optimizer._failures == 1
+    told(2.0, 1.0, promoted)  # the success of one that went on counts
+    assert optimizer._failures == 0
+    told(1.5, 1.0)
+    assert optimizer._failures == 1
