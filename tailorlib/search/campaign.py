@@ -137,7 +137,7 @@ class Campaign:
     def _final(self) -> str | None:
         """Return the candidate that has to be scored on all samples so that there is a result, if one has."""
         complete = [t for t in self._known.values() if t.fitness is not None]
-        if not complete or any(t.samples >= self.samples for t in self._known.values()):
+        if not complete or any(t.samples >= self.samples for t in complete):
             return None
         best = min(complete, key=lambda t: (-t.samples, t.loss, t.number))
         return best.tailoring.digest

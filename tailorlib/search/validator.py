@@ -42,6 +42,8 @@ class Validator:
         """
         if self._evaluator is None or best is None or best.number in self._validated:
             return None
+        if best.fidelity < 1:  # it may only have been lucky, and must not become the result
+            return None
         return best if last or trials >= self._next else None
 
     def __call__(self, trial: Trial, recorded: Measurement | None = None) -> Measurement | None:

@@ -16,6 +16,7 @@ from tailorlib.scheduler import Scheduler
 from tailorlib.search.campaign import Campaign, Job, check_capabilities
 from tailorlib.seeding import numpy_generator
 from tailorlib.tailoring import Tailoring
+from tailorlib.trial import TrialState
 
 SAMPLES = 27
 Score = Callable[[Tailoring, int], float]
@@ -113,6 +114,25 @@ def test_when_the_budget_ends_first_the_best_candidate_is_still_scored_on_all_sa
     assert [job.samples for job in jobs] == [3] * 9 + [27]
     best = max(told[:9], key=lambda t: t.fitness or 0.0)
     assert told[-1].tailoring == best.tailoring and jobs[-1].known == 3
+
+
+def test_a_failure_on_all_samples_is_no_result() -> None:
+    found = campaign(budget=1)
+    found.scheduler = SuccessiveHalving(eta=3, min_samples=3, size=27)
+    found.scheduler.setup(SAMPLES, 1, 100)
+    failed = False
+    last: list[Trial] = []
+    while jobs := found.jobs(1):
+        (job,) = jobs
+        tailoring, fails = job.proposal.tailoring, job.samples == SAMPLES and not failed
+        failed = failed or fails
+        score = None if fails else goodness(tailoring, job.samples)
+        state: TrialState = "failed" if fails else "complete"
+        trial = Trial(len(last), job.proposal.params, tailoring, state, score, samples=job.samples)
+        last.append(trial)
+        found.tell([trial])
+    assert [t.state for t in last[-2:]] == ["failed", "complete"]
+    assert last[-1].samples == SAMPLES and found.over
 
 
 @pytest.mark.parametrize("positive", [True, False])
