@@ -1,4 +1,4 @@
-"""The command line: ``tailor search | evaluate | export | import | plan | plugins``, on LightningCLI."""
+"""The command line ``tailor``: verbs on LightningCLI, and :data:`LIGHT` ones that need no Lightning."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from rich.console import Console
 
-from tailorlib.console import quieten
+from tailorlib.console import quieten, speaking, tell_error
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.export.command import export_command
+from tailorlib.light import LIGHT, run_light
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import (
     REQUIRED,
@@ -34,29 +35,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for a mistake of the user, said in one message.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", message=r".*Experiment logs directory .* exists and is not empty.*")
-    if args == ["--version"]:
-        Console(highlight=False).print(f"tailorlib {__version__}")
-        return 0
-    try:
-        quieten()
-        if args[:1] == ["export"] and not {"--help", "-h"} & set(args) and export_command(args[1:]):
+    with speaking(list(sys.argv[1:] if argv is None else argv)) as args:
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        warnings.filterwarnings("ignore", message=r".*Experiment logs directory .* exists and is not empty.*")
+        if args == ["--version"]:
+            Console(highlight=False).print(f"tailorlib {__version__}")
             return 0
-        args = _expand_run(_expand_plugins(args))
-        _load_plugins(args)
-        _check_files(args)
-        from tailorlib.lightning_cli import TailorCLI  # Lightning takes seconds to import: an export needs none
-
-        TailorCLI(args or ["--help"])
-    except (TailorError, ArgumentError) as error:
-        message = clean_message(str(error)) if isinstance(error, ArgumentError) else str(error)
-        Console(stderr=True, highlight=False, soft_wrap=True).print("[red]tailor: error:[/] ", end="")
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
-        return 2
+        failed = True
+        try:
+            _run(args)
+            failed = False
+        except (TailorError, ArgumentError) as error:
+            tell_error(error, clean_message(str(error)) if isinstance(error, ArgumentError) else str(error))
+            return 2
+        finally:
+            _finish_tracking(failed=failed)
     return 0
+
+
+def _finish_tracking(*, failed: bool) -> None:
+    """End the W&B run, if there is one: it prints where it is, and shows there how the command ended."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish(exit_code=int(failed))
+
+
+def _run(args: list[str]) -> None:
+    if args[:1] and args[0] in LIGHT:
+        run_light(args[0], args[1:])
+        return
+    quieten()
+    if args[:1] == ["export"] and not {"--help", "-h"} & set(args) and export_command(args[1:]):
+        return
+    args = _expand_run(_expand_plugins(args))
+    _load_plugins(args)
+    _check_files(args)
+    from tailorlib.lightning_cli import TailorCLI  # Lightning takes seconds to import: an export needs none
+
+    TailorCLI(args or ["--help"])
 
 
 def _expand_plugins(args: list[str]) -> list[str]:

@@ -1,11 +1,20 @@
-"""Where the library speaks to the person at the terminal."""
+"""Where the library speaks: to the person at the terminal, and to scripts.
+
+By default there is only the person. ``--quiet`` leaves errors alone, ``--json`` writes facts to the standard
+output, one JSON object per line, and all that is for people to the standard error.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import os
+import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
@@ -20,6 +29,63 @@ if not console.is_terminal:
 def is_first_rank() -> bool:
     """Say whether this process speaks for all: rank 0, as Lightning set it, or any without Lightning."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+_facts: TextIO | None = None
+"""Where facts for scripts go; ``None`` if no script listens."""
+
+
+@contextmanager
+def speaking(args: Sequence[str]) -> Iterator[list[str]]:
+    """Choose who is spoken to, and yield the arguments of a command line without the flags that say so.
+
+    ``--quiet`` says nothing but errors to people. ``--json`` writes JSON lines for scripts to the standard output;
+    all else that anything prints goes to the standard error.
+    """
+    global _facts
+    before = _facts, console.quiet, console.stderr
+    with ExitStack() as redirected:
+        if "--json" in args:
+            _facts, console.stderr = sys.stdout, True
+            redirected.enter_context(redirect_stdout(sys.stderr))
+        console.quiet = "--quiet" in args
+        try:
+            yield [a for a in args if a not in ("--quiet", "--json")]
+        finally:
+            _facts, console.quiet, console.stderr = before
+
+
+def machine() -> bool:
+    """Say whether scripts listen."""
+    return _facts is not None
+
+
+def emit(kind: str, data: Mapping[str, Any]) -> None:
+    """Tell scripts something, on rank 0: a JSON object in a line of its own. Numbers that are not finite are null.
+
+    Args:
+        kind: What it is about: ``trial``, ``result``, ...; it stands under the key ``"kind"``.
+        data: Plain data.
+    """
+    if _facts is not None and is_first_rank():
+        line = json.dumps({"kind": kind, **_finite(data)}, ensure_ascii=False, allow_nan=False, default=str)
+        _facts.write(line + "\n")
+        _facts.flush()
+
+
+def tell_error(error: Exception, message: str) -> None:
+    """Say what a user has to mend, on the standard error; scripts are told, too."""
+    emit("error", {"error": type(error).__name__, "message": message})
+    Console(stderr=True, highlight=False, soft_wrap=True).print("[red]tailor: error:[/] ", end="")
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def say(*what: RenderableType) -> None:
@@ -42,6 +108,8 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("lm_eval", "lm-eval", "datasets", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if console.quiet:
+        os.environ.setdefault("WANDB_SILENT", "true")
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=r".*configure_optimizers` returned `None`.*")
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
@@ -62,7 +130,7 @@ def step(what: str) -> Iterator[None]:
 def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar on a terminal, and yield what advances it by one."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = console.is_terminal and is_first_rank()
+    shown = console.is_terminal and is_first_rank() and not console.quiet
     progress = Progress(*columns, console=console, disable=not shown, transient=True)
     task = progress.add_task(description, total=total)
     # rich before 14.1 shows one display at a time, and a spinner may be turning: then it is only that

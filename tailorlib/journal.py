@@ -1,15 +1,18 @@
 """The study record: append-only JSON lines, one per finished trial, on disk before the next trial begins.
 
-The first line is the header (format, versions, and the parts of the recipe that decide the trials), the second
-the dense base model's measurement, every further one a trial. A study resumes by replaying the trials.
+The first line is the header (format, versions, the parts of the recipe that decide the trials, the family's
+shape). Then come lines of four kinds: a session (a process began or ended its work), the dense base model's
+measurement, a trial, a validation. A study resumes by replaying the trials.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +21,7 @@ from filelock import FileLock, Timeout
 from tailorlib.exceptions import JournalError
 from tailorlib.files import replace_file
 from tailorlib.fitness import Measurement
+from tailorlib.search_space import FamilyLayout
 from tailorlib.trial import Trial
 
 FORMAT_VERSION = 1
@@ -31,12 +35,51 @@ class JournalHeader:
     Args:
         identity: The recipe's sections that decide the trials.
         environment: Versions of the libraries that wrote it, for information.
+        layout: The family's layout, for reports; ``None`` where it isn't known.
+        parameters: Number of parameters of the dense base model.
+        layer_parameters: Number of parameters of each of its layers.
         format: Version of the file format.
     """
 
     identity: Mapping[str, Any]
     environment: Mapping[str, str] = field(default_factory=dict)
+    layout: FamilyLayout | None = None
+    parameters: int | None = None
+    layer_parameters: tuple[int, ...] | None = None
     format: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the first line of the journal."""
+        return {
+            "format": self.format,
+            "environment": dict(self.environment),
+            "layout": None if self.layout is None else asdict(self.layout),
+            "parameters": self.parameters,
+            "layer_parameters": self.layer_parameters,
+            "identity": dict(self.identity),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> JournalHeader:
+        """Rebuild a header from :meth:`to_dict`; what describes the family may be missing.
+
+        Raises:
+            KeyError: If something else is.
+            TypeError: If something is of the wrong type.
+            ValueError: If something has a value that it can't have.
+        """
+        layout, layers = data.get("layout"), data.get("layer_parameters")
+        if layout is not None:
+            lists = {key: tuple(map(str, layout[key])) for key in ("candidates", "layer_types", "branches")}
+            layout = FamilyLayout(num_layers=int(layout["num_layers"]), **lists)  # type: ignore[arg-type]
+        return cls(
+            identity=dict(data["identity"]),
+            environment={str(k): str(v) for k, v in data["environment"].items()},
+            layout=layout,
+            parameters=None if data.get("parameters") is None else int(data["parameters"]),
+            layer_parameters=None if layers is None else tuple(map(int, layers)),
+            format=int(data["format"]),
+        )
 
 
 class Journal:
@@ -51,6 +94,9 @@ class Journal:
         self.trials: list[Trial] = []
         self.validations: dict[int, Measurement] = {}
         """What validation found, by the number of the trial that was the best then."""
+        self.sessions: list[dict[str, Any]] = []
+        """A mapping for each process that worked on the study: when and where it began, with which versions, how
+        many trials there were, and under ``"ended"`` how it ended. One that was killed has none."""
         self.recovered: str | None = None
         """What was cut off a torn last line when the journal was opened, or ``None``."""
         self._lock = lock
@@ -76,8 +122,7 @@ class Journal:
                 refuse_occupied(directory)
             for name, text in (beside or {}).items():
                 replace_file(directory / name, text.encode())
-            data = {"kind": "header", "format": header.format, "environment": dict(header.environment)}
-            replace_file(path, _line({**data, "identity": dict(header.identity)}))
+            replace_file(path, _line({"kind": "header", **header.to_dict()}))
         except OSError as error:
             raise JournalError(f"The run folder {str(directory)!r} can't be written: {error}.") from error
         return cls(path, header, lock)
@@ -123,6 +168,34 @@ class Journal:
         for number, line in enumerate(lines[1:], start=2):
             journal._take(line, number)
         return journal
+
+    def begin_session(self, facts: Mapping[str, Any]) -> None:
+        """Record that a process begins to work on the study.
+
+        Args:
+            facts: Plain data: versions, host, time, number of processes.
+
+        Raises:
+            JournalError: If the disk doesn't take it.
+        """
+        session = {"trials": len(self.trials), **facts}
+        self._append({"kind": "session", **session})
+        self.sessions.append(session)
+
+    def end_session(self, how: str, time: str) -> None:
+        """Record that the process ends its work.
+
+        Args:
+            how: In a few words.
+            time: When, in ISO format.
+
+        Raises:
+            JournalError: If the disk doesn't take it.
+        """
+        ended = {"how": how, "time": time, "trials": len(self.trials)}
+        self._append({"kind": "session_end", **ended})
+        if self.sessions:
+            self.sessions[-1]["ended"] = ended
 
     def set_dense(self, dense: Measurement) -> None:
         """Record the dense base model's measurement.
@@ -197,6 +270,11 @@ class Journal:
                 self.trials.append(trial)
             elif kind == "dense":
                 self.dense = Measurement(data["score"], data["metrics"], data["chance"], data["parts"])
+            elif kind == "session":
+                self.sessions.append({key: value for key, value in data.items() if key != "kind"})
+            elif kind == "session_end":
+                if self.sessions:
+                    self.sessions[-1]["ended"] = {key: data[key] for key in ("how", "time", "trials")}
             elif kind == "validation":
                 found = Measurement(data["score"], data["metrics"], data["chance"], data["parts"])
                 self.validations[int(data["trial"])] = found
@@ -233,6 +311,19 @@ def refuse_occupied(directory: Path) -> NoReturn:
     )
 
 
+def holder(directory: Path) -> str | None:
+    """Return which process works in a run folder now, or ``None``."""
+    lock = FileLock(directory / ".lock")
+    if not (directory / ".lock").exists():
+        return None
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return _holder_of(directory)
+    lock.release()
+    return None
+
+
 def archive(directory: Path) -> Path:
     """Rename a run folder to ``NAME.1`` (``.2``, ...) and return where it went.
 
@@ -249,14 +340,24 @@ def archive(directory: Path) -> Path:
 def _acquire(directory: Path) -> FileLock:
     # The operating system drops the lock with the process that holds it, so a dead holder blocks nobody.
     lock = FileLock(directory / ".lock")
-    holder = directory / ".holder"
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # somebody who only asks who is here is gone by then
     except Timeout as error:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "an unknown process"
-        raise JournalError(f"One process at a time works in {str(directory)!r}; {who} holds it.") from error
-    holder.write_text(f"process {os.getpid()} on {os.uname().nodename}", encoding="utf-8")
+        raise JournalError(
+            f"One process at a time works in {str(directory)!r}; {_holder_of(directory)} holds it. Wait until it "
+            f"ends, "
+            "or stop it: all that it finished is on disk."
+        ) from error
+    with suppress(OSError):  # only a name for the message above; a full disk shows where it matters
+        (directory / ".holder").write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     return lock
+
+
+def _holder_of(directory: Path) -> str:
+    try:
+        return (directory / ".holder").read_text(encoding="utf-8") or "an unknown process"
+    except (OSError, UnicodeDecodeError):
+        return "an unknown process"
 
 
 def _complete_lines(content: bytes) -> tuple[list[bytes], bytes]:
@@ -280,7 +381,7 @@ def _header(lines: list[bytes], path: Path) -> JournalHeader:
         data = json.loads(lines[0])
         if data["kind"] != "header" or data["format"] != FORMAT_VERSION:
             raise JournalError(f"format {data.get('format')}")
-        return JournalHeader(data["identity"], data["environment"], data["format"])
+        return JournalHeader.from_dict(data)
     except Exception as error:  # whatever is wrong with the first line, it is no header
         raise JournalError(
             f"{str(path)!r} has no header of journal format {FORMAT_VERSION} in its first line ({error!r}); it "

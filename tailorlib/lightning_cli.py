@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,10 +10,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tailorlib.exceptions import RecipeError, TailorError
+from tailorlib.light import LIGHT
 from tailorlib.recipe import SECTIONS, clean_message, identity_of
 from tailorlib.search import strategy  # noqa: F401 (registers the strategies by name)
 from tailorlib.search.module import SearchModule
 from tailorlib.search.study import Study
+from tailorlib.search.tracking import tracked_run
 from tailorlib.search.trainer import TailorTrainer
 
 STUDY_VERBS = ("search", "evaluate", "plan")
@@ -34,7 +37,12 @@ class TailorCLI(LightningCLI):
     """LightningCLI whose sections are a study's parts instead of one model and one data module."""
 
     def __init__(self, args: list[str]) -> None:
-        quiet = {"exit_on_error": False, "description": "Cut and stitch language models."}
+        about = (
+            f"Cut and stitch language models. Beside the subcommands below there are {', '.join(LIGHT)}: see "
+            f"tailor VERB --help. "
+            "With any verb: --quiet says nothing but errors; --json writes JSON lines to the standard output."
+        )
+        quiet = {"exit_on_error": False, "description": about}
         super().__init__(
             SearchModule,
             trainer_class=TailorTrainer,
@@ -83,6 +91,8 @@ class TailorCLI(LightningCLI):
             settings = logger.get("init_args") if isinstance(logger, Namespace) else None
             if settings is not None and settings.get("save_dir", 0) in (None, ".", "lightning_logs"):
                 settings["save_dir"] = study["directory"]
+            if settings is not None and logger["class_path"].endswith("WandbLogger"):
+                _continue_run(settings, study, self.config["search"].get("resume"))
 
     def instantiate_classes(self) -> None:
         """Build the study's parts, collecting all their faults, then the trainer."""
@@ -128,6 +138,21 @@ class TailorCLI(LightningCLI):
         config = self.config[self.subcommand]
         data = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
         return {key: data[key] for key in (*SECTIONS, "plugins", "trainer") if key in data}
+
+
+def _continue_run(settings: Namespace, study: Namespace, resume: str | None) -> None:
+    """Let a resumed study go on in its W&B run, unless the recipe names one; the run is called like the study."""
+    folder = Path(study["directory"])
+    if settings.get("name") is None:
+        settings["name"] = folder.name
+    if settings.get("project") is None:
+        settings["project"] = "tailorlib"
+    if (
+        settings.get("id") is None
+        and settings.get("version") is None
+        and (resume or study["existing"] == "resume")
+    ):
+        settings["id"] = tracked_run(folder)[0]
 
 
 def _build(parser: LightningArgumentParser, settings: Namespace, key: str, faults: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Sequence
 
 
@@ -15,10 +16,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 for a mistake of the user.
     """
+    args = list(sys.argv[1:] if argv is None else argv)
+    verb = next((a for a in args if not a.startswith("-")), None)
     gc.disable()
     try:
-        from tailorlib.cli import main as run
+        from tailorlib.light import LIGHT
+
+        if verb in LIGHT:
+            from tailorlib.light import main as run
+        else:
+            from tailorlib.cli import main as run
     finally:
         gc.enable()
     gc.freeze()
-    return run(argv)
+    return run(args)

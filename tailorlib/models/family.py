@@ -28,7 +28,7 @@ from tailorlib.models.vocabulary import Member, align
 from tailorlib.operation import MergeOperation, Statistic
 from tailorlib.registry import Registry
 from tailorlib.search_space import FamilyLayout
-from tailorlib.tailoring import BASE, SELECT, LayerPlan, PartPlan, Tailoring, models_of
+from tailorlib.tailoring import BASE, SELECT, LayerPlan, LayerSource, PartPlan, Tailoring, models_of
 from tailorlib.text import TextSource
 
 _log = logging.getLogger(__name__)
@@ -280,6 +280,11 @@ class ModelFamily:
         inner = (shape for plan in tailoring.layers for _, shape, _ in self.assembly.layer_shapes(plan))
         outer = (shape for _, shape, _ in self.assembly.outer_shapes())
         return sum(map(prod, inner)) + sum(map(prod, outer))
+
+    def layer_parameters(self) -> tuple[int, ...]:
+        """Return the number of parameters of each decoder layer of the base."""
+        plans = (LayerPlan((LayerSource(BASE, layer),)) for layer in range(self.layout.num_layers))
+        return tuple(sum(prod(shape) for _, shape, _ in self.assembly.layer_shapes(plan)) for plan in plans)
 
     def check(self, tailoring: Tailoring) -> None:
         """Check that a tailoring can be built from this family.

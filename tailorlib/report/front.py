@@ -11,9 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from tailorlib.pareto import front, hypervolume, knee
-from tailorlib.report.pictures import BLUE, DPI, GREY, INK, VERMILION
+from tailorlib.report.history import every
+from tailorlib.report.names import clean, label
+from tailorlib.report.palette import BLUE, GREY, INK, VERMILION
+from tailorlib.report.pictures import DPI
 from tailorlib.trial import Trial
 
 SHOWN = 20
@@ -28,14 +32,19 @@ def draw_front(trials: Sequence[Trial], path: Path, *, title: str) -> None:
         path: File to write.
         title: Title of the picture.
     """
+    front_figure(trials, title=title).savefig(path, dpi=DPI, format="png")
+
+
+def front_figure(trials: Sequence[Trial], *, title: str) -> Figure:
+    """Return the figure that :func:`draw_front` writes."""
     names = list(front(trials)[0].objectives)
     figure = Figure(figsize=(8.0 * (len(names) - 1), 6.0), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}: hypervolume {hypervolume(trials):.4g}", fontsize=15, color=INK)
+    figure.suptitle(f"{label(title, 80)}: hypervolume {hypervolume(trials):.4g}", fontsize=15, color=INK)
     axes = figure.subplots(1, len(names) - 1, squeeze=False)[0]
     for axis, name in zip(axes, names[1:], strict=True):
-        _draw(axis, trials, name, names[0])
-    figure.savefig(path, dpi=DPI, format="png")
+        draw_front_axes(axis, trials, name, names[0])
+    return figure
 
 
 def front_table(trials: Sequence[Trial]) -> Table:
@@ -46,7 +55,7 @@ def front_table(trials: Sequence[Trial]) -> Table:
     table.add_column("trial", justify="right")
     table.add_column("layers", justify="right")
     for name in best[0].objectives:
-        table.add_column(f"{name} ↑", justify="right")
+        table.add_column(Text(f"{clean(name)} ↑"), justify="right")
     table.add_column("")
     step = max(1, -(-len(best) // SHOWN))
     shown = [t for i, t in enumerate(best) if i % step == 0 or t is chosen]
@@ -59,10 +68,11 @@ def front_table(trials: Sequence[Trial]) -> Table:
     return table
 
 
-def _draw(axis: Axes, trials: Sequence[Trial], across: str, up: str) -> None:
+def draw_front_axes(axis: Axes, trials: Sequence[Trial], across: str, up: str) -> None:
+    """Draw one objective against another, with the front and the balanced trial."""
     best, chosen = front(trials), knee(trials)
     complete = [t for t in trials if t.fitness is not None and t.fidelity == best[0].fidelity]
-    axis.scatter(*_points(complete, across, up), s=18, color=GREY, alpha=0.6, linewidths=0, label="trial")
+    axis.scatter(*_points(every(complete), across, up), s=18, color=GREY, alpha=0.6, linewidths=0, label="trial")
     order = sorted(best, key=lambda t: t.objectives[across])
     line = "-" if len(order[0].objectives) == 2 else "none"  # a projection of a surface is no line
     axis.plot(*_points(order, across, up), color=BLUE, marker="o", linestyle=line, label="Pareto front")
@@ -75,8 +85,8 @@ def _draw(axis: Axes, trials: Sequence[Trial], across: str, up: str) -> None:
             linewidths=2,
             label=f"best balance (trial {chosen.number})",
         )
-    axis.set_xlabel(f"{across}, higher is better")
-    axis.set_ylabel(f"{up}, higher is better")
+    axis.set_xlabel(f"{label(across)}, higher is better")
+    axis.set_ylabel(f"{label(up)}, higher is better")
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tailorlib.search.pending import Pending
 from tailorlib.search.ranks import gathered
 from tailorlib.search.sample_store import SampleStore
 from tailorlib.search.study import Study
+from tailorlib.search.time_limit import TrialTimeoutError, time_limit
 from tailorlib.tailoring import Tailoring
 
 Key = tuple[str, tuple[int, int], int]
@@ -222,9 +224,10 @@ class Evaluator:
         before = stitcher.counts
         results: list[SampleResult] | str
         try:
-            model = self.study.family.stitch(piece.tailoring)
-            with self.engine.reusing(model, piece.tailoring.prefixes, needed):
-                results = self.fitness.score_samples(model, self.shards(piece.span)[piece.shard])
+            with time_limit(self.study.settings.trial_seconds, partial(self._hung, piece)):
+                model = self.study.family.stitch(piece.tailoring)
+                with self.engine.reusing(model, piece.tailoring.prefixes, needed):
+                    results = self.fitness.score_samples(model, self.shards(piece.span)[piece.shard])
         except Exception as error:  # one bad candidate must not end a study of hours: it is kept with its reason
             results = _reason(error)
             results += f" (rank {self.rank})" if self.ranks > 1 else ""
@@ -240,6 +243,10 @@ class Evaluator:
             merges=(after.merged_misses - before.merged_misses, after.merged_hits - before.merged_hits),
             held=(self.engine.states.nbytes, stitcher.merged.nbytes),
         )
+
+    def _hung(self, piece: Piece, reason: str) -> None:
+        """Leave a failure for the process that takes over."""
+        self._pending.add(Part(piece.tailoring.digest, piece.span, piece.shard, reason, self.rank))
 
     def _outcome(self, digest: str, stop: int, known: list[SampleResult], parts: Sequence[Part]) -> Outcome:
         start = time.perf_counter()
@@ -301,7 +308,7 @@ class Evaluator:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, TailorError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, TailorError | TrialTimeoutError) else f"{type(error).__name__}: {error}"
 
 
 def _shared(a: Tailoring, b: Tailoring) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -12,20 +16,23 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
 
-from tailorlib.console import say, step
+from tailorlib.console import emit, say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError
 from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
 from tailorlib.models.shared import SharedFolder
-from tailorlib.pareto import hypervolume, knee
+from tailorlib.pareto import front, knee
+from tailorlib.report.front import front_figure
+from tailorlib.report.pictures import study_figure
 from tailorlib.search.evaluator import Evaluator, Outcome, Part
 from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.search.proposer import Proposal, Replay
 from tailorlib.search.ranks import share_weights
 from tailorlib.search.sample_store import read_samples
 from tailorlib.search.study import Study
+from tailorlib.search.tracking import Tracker
 from tailorlib.search.validator import Validator
 from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial, incumbent
@@ -60,11 +67,14 @@ class SearchModule(LightningModule):
         """Why the search ended before its last trial, or ``None``."""
         self.validations: dict[int, Measurement] = {}
         """What validation found, by the number of the trial that was the best then."""
+        self.resumed_at = 0
+        """Number of the first trial that this process makes; the ones before were on record."""
         self._recorded: dict[int, Measurement] = {}
         self._dense_scores: dict[int, float] = {}
         self._engine: Engine | None = None
         self._journal: Journal | None = None
         self._shared: SharedFolder | None = None
+        self._tracker = Tracker([], study.directory)
 
     @property
     def engine(self) -> Engine:
@@ -96,6 +106,11 @@ class SearchModule(LightningModule):
         return self.trials[number]
 
     @property
+    def tracker(self) -> Tracker:
+        """Loggers and scripts; rank 0 has them, once the search began."""
+        return self._tracker
+
+    @property
     def spent(self) -> float:
         """What was spent, in evaluations on all samples."""
         return self._campaign.spent if hasattr(self, "_campaign") else 0.0
@@ -114,6 +129,8 @@ class SearchModule(LightningModule):
             self._journal = self._reopen()
         self._load_family(device)
         recorded = self._open_journal()
+        self._tracker = Tracker(self.loggers if self.global_rank == 0 else [], study.directory)
+        self._tracker.begin(self.recipe)
         world, folder = self.trainer.world_size, study.directory
         self._evaluator = Evaluator(study, self.engine, rank=self.global_rank, ranks=world, folder=folder)
         self._evaluator.recover(*self._recover_work(world))
@@ -123,6 +140,7 @@ class SearchModule(LightningModule):
             self._campaign.observe_dense(self._dense_on)
         self._validate = Validator(study, self.engine, rank=self.global_rank, ranks=world)
         self._replay = Replay(recorded)
+        self.resumed_at = len(recorded)
         if recorded:
             say(f"[green]✓[/] Resumed after {len(recorded)} recorded trials")
 
@@ -164,6 +182,21 @@ class SearchModule(LightningModule):
         self._check_constant()
         self._after_batch()
 
+    def track_pictures(self) -> None:
+        """Give the loggers pictures of the study, and the table of its trials."""
+        layout, dense = self.study.family.layout, None if self.dense is None else self.dense.score
+        title = self.study.directory.name
+        figures = {"study": partial(study_figure, self.trials, layout, dense_fitness=dense, title=title)}
+        if self.study.objectives and front(self.trials):
+            figures["front"] = partial(front_figure, self.trials, title=title)
+        self._tracker.finish(self.trials, layout, figures)
+
+    def end_session(self, how: str) -> None:
+        """Record how this process's work on the study ends, on rank 0."""
+        if self._journal is not None and self._journal.sessions and "ended" not in self._journal.sessions[-1]:
+            with suppress(JournalError):  # a full disk: the trials say all that matters
+                self._journal.end_session(how, moment())
+
     def close(self) -> None:
         """Close the journal and what the processes share; once is enough, twice does no harm."""
         if self._shared is not None:
@@ -200,22 +233,8 @@ class SearchModule(LightningModule):
             self._journal.append(trial)
         self.trials.append(trial)
         best = self.incumbent
-        figures = {"seconds": trial.seconds, **trial.metrics}
-        figures |= {f"costs/{name}": value for name, value in trial.costs.items()}
-        if trial.fitness is not None:
-            figures["fitness"] = trial.fitness
-        if best is not None and best.fitness is not None:
-            figures["best_fitness"] = best.fitness
-            figures["retained_percent"] = self.retained(best.fitness) or math.nan
-        figures |= {"samples": trial.samples, **{f"objective/{k}": v for k, v in trial.objectives.items()}}
-        if self.study.objectives:
-            figures["hypervolume"] = hypervolume(self.trials)
-        self._log(figures, trial.number)
-
-    def _log(self, figures: Mapping[str, float], number: int) -> None:
-        for logger in self.loggers:
-            logger.log_metrics(dict(figures), step=number)
-            logger.save()
+        retained = None if best is None or best.fitness is None else self.retained(best.fitness)
+        self._tracker.trial(trial, self.trials, best, retained)
 
     def _after_batch(self) -> None:
         """Validate, and end when the budget or the patience does."""
@@ -226,8 +245,7 @@ class SearchModule(LightningModule):
             self.validations[due.number] = found
             if self._journal is not None and due.number not in self._recorded:
                 self._journal.add_validation(due.number, found)
-            figures = {"score": found.score, **found.metrics}
-            self._log({f"validation/{name}": value for name, value in figures.items()}, due.number)
+            self._tracker.validation(due.number, found)
         if self._validate.patience_lost(self.validations):
             self._stop(f"{self.study.validation.patience} validations in a row found no better score")
         elif over:
@@ -276,6 +294,13 @@ class SearchModule(LightningModule):
         except JournalError:
             journal.close()
             raise
+        changed = changed_versions(journal)
+        if changed:
+            say(
+                f"[yellow]![/] The study began with other versions: {'; '.join(changed)}. Recorded trials are "
+                f"taken as "
+                "they are; new ones can differ from what the old versions would have found."
+            )
         return journal
 
     def _load_family(self, device: torch.device) -> None:
@@ -294,10 +319,18 @@ class SearchModule(LightningModule):
         if self.global_rank == 0:
             if self._journal is None:
                 versions = {**environment(), "compute_dtype": self.study.family.dtype}
-                header = JournalHeader(self.identity, versions)
+                family = self.study.family
+                header = JournalHeader(
+                    self.identity,
+                    versions,
+                    family.layout,
+                    family.num_parameters(self.study.dense),
+                    family.layer_parameters(),
+                )
                 self._journal = Journal.create(self.study.directory, header, {"recipe.yaml": self.recipe})
             trials, self.dense = list(self._journal.trials), self._journal.dense
             self._recorded = dict(self._journal.validations)
+            self._journal.begin_session(session_facts(self.trainer.world_size, self.trainer.strategy.root_device))
         trials, self.dense, self._recorded = self.trainer.strategy.broadcast((trials, self.dense, self._recorded))
         return trials
 
@@ -326,6 +359,7 @@ class SearchModule(LightningModule):
                 self._journal.set_dense(found)
             self.dense = self.dense or found
         self.dense = self.study.fitness.set_reference(self.dense, samples.get(digest) if parts else None)
+        emit("dense", {"score": self.dense.score, "metrics": dict(self.dense.metrics)})
 
     def _dense_on(self, samples: int) -> float:
         """Return the dense model's score on some first samples."""
@@ -352,6 +386,30 @@ def environment() -> dict[str, str]:
     """Return the versions that can change a study's numbers."""
     packages = ("tailorlib", "torch", "transformers", "lightning", "lm-eval", "nevergrad", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def changed_versions(journal: Journal) -> list[str]:
+    """Return which versions differ from those that a study last ran with, as ``"torch 2.12 -> 2.13"``."""
+    last = journal.sessions[-1].get("versions", {}) if journal.sessions else journal.header.environment
+    now = environment()
+    return [f"{name} {last[name]} -> {now[name]}" for name in now if name in last and last[name] != now[name]]
+
+
+def session_facts(ranks: int, device: torch.device) -> dict[str, Any]:
+    """Return where and when a process begins to work on a study, and with what."""
+    return {
+        "time": moment(),
+        "host": platform.node(),
+        "process": os.getpid(),
+        "ranks": ranks,
+        "device": device.type,
+        "versions": environment(),
+    }
+
+
+def moment() -> str:
+    """Return the time now, in ISO format, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _parts(measurement: Measurement) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""What a person sees while a search runs: trial, best and last fitness, retained %, time left."""
+"""What a person sees while a search runs: trial, best and last fitness, retained %, speed, time left."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -28,6 +29,7 @@ class SearchProgress(ProgressBar):
         self._enabled = True
         self._bar: Progress | None = None
         self._shown = 0
+        self._began, self._new = time.monotonic(), 0
 
     def disable(self) -> None:
         """Show nothing; Lightning calls this on all ranks but the first."""
@@ -39,6 +41,7 @@ class SearchProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
+        self._began = time.monotonic()
         if not (self._enabled and console.is_terminal and isinstance(pl_module, SearchModule)):
             return
         self._bar = Progress(
@@ -87,6 +90,9 @@ class SearchProgress(ProgressBar):
             figures += f"  retained {retained:.1f} %"
         if trial.reused_layers:
             figures += f"  reused {trial.reused_layers:.0%} of layers"
+        self._new += trial.number >= module.resumed_at
+        if self._new:
+            figures += f"  {60 * self._new / (time.monotonic() - self._began):.1f} trials/min"
         if self._bar is not None:
             done = trial.number + 1 if module.study.scheduler is None else module.spent
             self._bar.update(self._task, completed=round(done, 1), figures=figures)

@@ -51,6 +51,9 @@ class StudySettings:
             in MiB; 0 to keep none.
         host_prefix_cache_mib: The same in the host's memory, for what has no room on an accelerator.
         max_failures: Stop when that many trials in a row fail.
+        trial_seconds: Time limit of one candidate on one process, in seconds: what takes longer is a failed trial.
+        Choose
+            it generously, several times what ``tailor plan`` says: with it, trials depend on the clock.
 
     Raises:
         RecipeError: If a number is out of range.
@@ -68,6 +71,7 @@ class StudySettings:
     prefix_cache_mib: int = 1024
     host_prefix_cache_mib: int = 4096
     max_failures: int = 10
+    trial_seconds: float | None = None
 
     def __post_init__(self) -> None:
         low = {"trials": 1, "seed": 0, "batch_size": 1, "tokens_per_batch": 1, "max_failures": 1, "shards": 1}
@@ -77,6 +81,10 @@ class StudySettings:
         ]
         if self.max_length is not None and self.max_length < 2:
             faults.append(f"study.max_length is at least 2, got {self.max_length}.")
+        if self.trial_seconds is not None and not self.trial_seconds > 0:
+            faults.append(
+                f"study.trial_seconds is more than 0, got {self.trial_seconds}. Leave it out for no limit."
+            )
         if faults:
             raise RecipeError(faults)
 

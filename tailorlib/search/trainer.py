@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
-from tailorlib.console import console, say, step
+from tailorlib.console import emit, say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import JournalError
 from tailorlib.export import CardInfo, export_model
@@ -79,6 +80,13 @@ class TailorTrainer(Trainer):
             with leaving_together():
                 if self.is_global_zero:
                     self._conclude(model)
+            model.end_session(model.stopped or "finished")
+        except SystemExit:
+            model.end_session("stopped by a signal")
+            raise
+        except Exception as error:
+            model.end_session(f"{type(error).__name__}: {error}")
+            raise
         finally:
             model.close()  # Lightning skips teardown when a trial ends the study
 
@@ -100,6 +108,7 @@ class TailorTrainer(Trainer):
         engine = self._ready(study)
         rows = run_benchmark(study, engine, chosen)
         say(render_table(rows))
+        emit("benchmark", {"rows": [asdict(row) for row in rows]})
         if run is not None:
             write_benchmark(rows, Path(run) / "benchmark.json")
 
@@ -170,7 +179,9 @@ class TailorTrainer(Trainer):
             for name, cls in registry.load_all().items():
                 table.add_row(registry.kind.__name__, name, (cls.__doc__ or "").strip().split("\n")[0])
             table.add_section()
-        console.print(table)
+        say(table)
+        for registry in REGISTRIES:
+            emit("plugins", {"of": registry.kind.__name__, "names": sorted(registry.load_all())})
 
     def _ready(self, study: Study) -> Engine:
         engine = study.prepare(self.strategy.root_device)
@@ -186,6 +197,8 @@ class TailorTrainer(Trainer):
             self.fit(model)
         except SystemExit as stop:  # how Lightning ends on Ctrl-C and SIGTERM
             total = model.study.settings.trials
+            model.track_pictures()
+            emit("stopped", {"trials": len(model.trials), "directory": model.study.directory})
             say(f"Stopped after {len(model.trials)} of {total} trials, all of them on disk. Go on with:")
             say(f"  tailor search --resume {model.study.directory}")
             raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
@@ -208,6 +221,7 @@ class TailorTrainer(Trainer):
         if study.objectives:
             say(front_table(model.trials))
             draw_front(model.trials, study.directory / "front.png", title=study.directory.name)
+        model.track_pictures()
         rows = self._benchmark(model, best)
         if study.settings.export:
             with step(f"Model written to {study.directory / 'model'}"):
@@ -217,6 +231,17 @@ class TailorTrainer(Trainer):
                     recipe=model.recipe,
                 )
                 export_model(study.family, best.tailoring, study.directory / "model", card=card, overwrite=True)
+        facts = {
+            "trial": best.number,
+            "fitness": best.fitness,
+            "dense_fitness": dense,
+            "retained_percent": None if best.fitness is None else model.retained(best.fitness),
+            "parameters": study.family.num_parameters(best.tailoring),
+            "dense_parameters": study.family.num_parameters(study.dense),
+            "benchmark": [asdict(row) for row in rows],
+        }
+        model.tracker.model(study.directory / "model" if study.settings.export else None, facts)
+        emit("result", {**facts, "trials": len(model.trials), "seconds": seconds, "directory": study.directory})
         for logger in self.loggers:
             logger.finalize("success")
 

@@ -1,0 +1,66 @@
+"""Verbs of ``tailor`` that are plain functions: they look at studies, or begin one, and need no Lightning."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentError, ArgumentParser
+
+from tailorlib.console import speaking, tell_error
+from tailorlib.exceptions import TailorError
+
+LIGHT = {
+    "init": "tailorlib.init:init",
+    "list": "tailorlib.report.commands:list_runs",
+    "show": "tailorlib.report.commands:show",
+    "diff": "tailorlib.report.commands:diff",
+    "report": "tailorlib.report.commands:report",
+}
+"""Where each verb's function is. Its parameters are the arguments, those without a default by position."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``tailor VERB ...``.
+
+    Returns:
+        0, or 2 for a mistake of the user, said in one message.
+    """
+    with speaking(argv) as args:
+        try:
+            run_light(args[0], args[1:])
+        except (TailorError, ArgumentError) as error:
+            tell_error(error, str(error))
+            return 2
+    return 0
+
+
+def run_light(verb: str, args: Sequence[str]) -> None:
+    """Run a verb.
+
+    Raises:
+        TailorError: For a mistake of the user.
+        ArgumentError: If an argument is missing, unknown or of the wrong type.
+    """
+    parser, function = light_parser(verb)
+    function(**parser.parse_args(list(args)).as_dict())
+
+
+def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., None]]:
+    """Return the parser of a verb, and its function."""
+    module, _, name = LIGHT[verb].partition(":")
+    function: Callable[..., None] = getattr(import_module(module), name)
+    told = parse_docstring(inspect.getdoc(function) or "")
+    parser = ArgumentParser(exit_on_error=False, prog=f"tailor {verb}", description=told.short_description)
+    helps = {parameter.arg_name: parameter.description for parameter in told.params}
+    several = [
+        name
+        for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
+        if parameter.default is parameter.empty and parameter.annotation == list[str]
+    ]
+    for name in several:  # jsonargparse wants a list in brackets; a shell gives names
+        parser.add_argument(name, nargs="+", type=str, help=helps.get(name))
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
+    return parser, function

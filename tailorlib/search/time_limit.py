@@ -1,0 +1,68 @@
+"""A time limit for a piece of work that may hang: first an exception in it, then the end of the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+GRACE = 60.0
+"""Seconds between the exception and the end of the process."""
+EXIT_CODE = 124
+"""What a process ends with that nothing else could stop: that of the command ``timeout``."""
+
+
+class TrialTimeoutError(Exception):
+    """A candidate took longer than ``study.trial_seconds``."""
+
+
+@contextmanager
+def time_limit(seconds: float | None, on_hang: Callable[[str], None], *, grace: float = GRACE) -> Iterator[None]:
+    """Limit the time of a block.
+
+    When the time is over, :class:`TrialTimeoutError` is raised in the block, and again each second: code that
+    catches every exception doesn't stop it for long. Python can't interrupt a call of a library that never
+    returns, such as a kernel that waits for a device. For such a block the process ends with :data:`EXIT_CODE`
+    after ``grace`` seconds more; it has to be started again.
+
+    Args:
+        seconds: The limit; ``None`` for none.
+        on_hang: Called from another thread with the reason, right before the process ends: it writes down why.
+        grace: Seconds that the block has to end after the exception.
+
+    Raises:
+        TrialTimeoutError: When the time is over.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can be interrupted
+        return
+    reason = f"The candidate took longer than study.trial_seconds={seconds:g}."
+    ended = threading.Event()
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise TrialTimeoutError(reason)
+
+    def give_up() -> None:
+        if not ended.wait(seconds + grace):
+            why = f"{reason} It could not be interrupted, so its process was ended."
+            on_hang(why)
+            sys.stderr.write(f"tailor: {why} Resume the study: the candidate counts as failed.\n")
+            sys.stderr.flush()
+            os._exit(EXIT_CODE)
+
+    began, former = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
+    delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    threading.Thread(target=give_up, daemon=True, name="time limit").start()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        ended.set()
+        signal.signal(signal.SIGALRM, former)
+        if delay:  # somebody else's alarm was set
+            signal.setitimer(signal.ITIMER_REAL, max(1e-3, delay - (time.monotonic() - began)), interval)
