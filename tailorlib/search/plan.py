@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from statistics import fmean
 
@@ -41,7 +41,22 @@ _BYTES_PER_PARAMETER = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Memory:
+    """What a study holds and reads; it follows from shapes and settings alone.
+
+    Args:
+        device_bytes: Memory of the family on the device, once every layer of every model was used.
+        cache_bytes: Memory that merged layers and hidden states may take beside it.
+        disk_bytes: Bytes of the checkpoints that are mapped from disk.
+    """
+
+    device_bytes: int
+    cache_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate(Memory):
     """What a study is going to take.
 
     Args:
@@ -50,9 +65,6 @@ class Estimate:
         merge_seconds: Share of a trial that goes into merges.
         reused: Share of the layers that don't have to run, in [0, 1].
         share: Share of the samples that a trial is scored on, on average, in (0, 1].
-        device_bytes: Memory of the family on the device, once every layer of every model was used.
-        cache_bytes: Memory that merged layers may take beside it.
-        disk_bytes: Bytes of the checkpoints that are mapped from disk.
     """
 
     seconds_per_trial: float
@@ -60,9 +72,17 @@ class Estimate:
     merge_seconds: float
     reused: float
     share: float
-    device_bytes: int
-    cache_bytes: int
-    disk_bytes: int
+
+
+def memory(study: Study, device: torch.device) -> Memory:
+    """Say what a study holds on a device; nothing is calibrated, and any device can be asked about.
+
+    Args:
+        study: A prepared study.
+        device: Where it would run.
+    """
+    dtype = compute_dtype(study.family.dtype, device)
+    return Memory(_device_bytes(study, dtype), _cache_bytes(study, dtype), sum(_disk_bytes(study)))
 
 
 def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
@@ -94,20 +114,25 @@ def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
         merge_seconds=merging,
         reused=1 - run * share / fmean(len(step.tailoring.layers) * step.share for step in steps),
         share=share,
-        device_bytes=_device_bytes(study, dtype),
-        cache_bytes=_cache_bytes(study),
-        disk_bytes=sum(_disk_bytes(study)),
+        **asdict(memory(study, device)),
     )
 
 
-def plan_table(study: Study, device: torch.device, devices: int = 1) -> Table:
-    """Return models, layers, parameters, size of the space, memory and time as a table."""
+def plan_table(study: Study, device: torch.device, devices: int = 1, calibrate: bool = True) -> Table:
+    """Return models, layers, parameters, size of the space, memory and time as a table.
+
+    Args:
+        study: A prepared study.
+        device: Where it would run.
+        devices: Number of such devices that share the work.
+        calibrate: Whether to measure the time on the device. Without, the rest is said at once, for models of any
+            size on any machine.
+    """
     family, layout, size = study.family, study.family.layout, study.space.size()
     dense = family.num_parameters(Tailoring.whole(BASE, layout.num_layers))
     examples = sorted((_example(study, i) for i in range(_EXAMPLES)), key=lambda e: len(e.layers))
     least, most = examples[0], examples[-1]
-    with step(f"Calibrated on {device.type}"):
-        found = estimate(study, device, devices)
+    found = memory(study, device)
     table = Table(show_header=False, title="Plan", title_justify="left")
     table.add_row("models", f"{len(layout.models)}: {', '.join(layout.models)}")
     kept = _range(len(least.layers), len(most.layers), "")
@@ -122,6 +147,14 @@ def plan_table(study: Study, device: torch.device, devices: int = 1) -> Table:
     cache = f", caches up to {found.cache_bytes / 1e9:.2f} GB" if found.cache_bytes else ""
     table.add_row("memory", f"{found.device_bytes / 1e9:.2f} GB on {device.type} in {precision}{cache}")
     table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints, read when needed")
+    if calibrate:
+        _add_times(table, study, device, devices)
+    return table
+
+
+def _add_times(table: Table, study: Study, device: torch.device, devices: int) -> None:
+    with step(f"Calibrated on {device.type}"):
+        found = estimate(study, device, devices)
     merging = f", {found.merge_seconds:.2f} of them merging" if found.merge_seconds >= 0.005 else ""
     reused = f"; about {found.reused:.0%} of the layers are known from earlier trials" if found.reused else ""
     some = f" on {found.share:.0%} of the samples" if found.share < 1 else ""
@@ -129,7 +162,6 @@ def plan_table(study: Study, device: torch.device, devices: int = 1) -> Table:
     what = "trials" if found.share == 1 else "evaluations on all samples"
     where = "one device" if devices == 1 else f"{devices} devices"
     table.add_row("time", f"{duration(found.seconds)} for {study.settings.trials} {what} on {where}")
-    return table
 
 
 def big_number(number: int) -> str:
@@ -195,10 +227,17 @@ def _random_model(study: Study, layers: int, device: torch.device, dtype: torch.
     return model.requires_grad_(False).eval().to(device)
 
 
-def _cache_bytes(study: Study) -> int:
-    """Return what merged layers and hidden states may take on the device."""
-    makes_layers = study.space.operations() or not all(p.is_selection for p in _example(study, 0).layers)
-    merged = study.family.merge_cache_mib << 20 if makes_layers else 0
+def _cache_bytes(study: Study, dtype: torch.dtype) -> int:
+    """Return what merged layers and hidden states may take on the device.
+
+    The merged layers of the present tailoring are held whatever the budget is: of a large model that is more.
+    """
+    merged = 0
+    if study.space.operations() or not all(p.is_selection for p in _example(study, 0).layers):
+        most = max((_example(study, i) for i in range(_EXAMPLES)), key=lambda example: len(example.layers))
+        merged = max(
+            study.family.merge_cache_mib << 20, int(sum(_layer_bytes(study, p, dtype) for p in most.layers))
+        )
     return merged + (study.settings.prefix_cache_mib << 20)
 
 
@@ -240,17 +279,17 @@ def _one_merge(operation: MergeOperation, plan: LayerPlan, study: Study, device:
 
 def _device_bytes(study: Study, dtype: torch.dtype) -> int:
     """Return the memory of the whole family, should the search come to use every part of it."""
-    family, layers = study.family, study.family.layout.num_layers
-    matrices = others = 0
-    for plan in Tailoring.whole(BASE, layers).layers:
-        for _, shape, _ in family.assembly.layer_shapes(plan):
-            matrices += prod(shape) if len(shape) > 1 else 0
-            others += prod(shape) if len(shape) == 1 else 0
+    family = study.family
+    layers = sum(_layer_bytes(study, p, dtype) for p in Tailoring.whole(BASE, family.layout.num_layers).layers)
     outer = sum(prod(shape) for _, shape, _ in family.assembly.outer_shapes())
-    per_matrix = _BYTES_PER_PARAMETER.get(family.quantization, dtype.itemsize)
-    model = matrices * per_matrix + others * dtype.itemsize
-    models = len(family.layout.models)
-    return int(models * (model + outer * dtype.itemsize))
+    return int(len(family.layout.models) * (layers + outer * dtype.itemsize))
+
+
+def _layer_bytes(study: Study, plan: LayerPlan, dtype: torch.dtype) -> float:
+    """Return the memory of one layer; a quantised family's matrices take less than the rest."""
+    per_matrix = _BYTES_PER_PARAMETER.get(study.family.quantization, dtype.itemsize)
+    shapes = [shape for _, shape, _ in study.family.assembly.layer_shapes(plan)]
+    return sum(prod(shape) * (per_matrix if len(shape) > 1 else dtype.itemsize) for shape in shapes)
 
 
 def _disk_bytes(study: Study) -> Iterator[int]:
