@@ -7,7 +7,6 @@ display is needed, and several studies can draw at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -16,10 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
 from rich.text import Text
 
 from tailorlib.distributions import ParamValue
+from tailorlib.report.history import draw_history
+from tailorlib.report.names import clean, label
+from tailorlib.report.palette import BLUE, GREY, INK, LIGHT, ORANGE
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import SELECT, LayerPlan, Tailoring
 from tailorlib.trial import Trial, incumbent
@@ -28,10 +29,8 @@ WIDTH, DPI = 16.0, 100
 """Figure width in inches and resolution: 1600 pixels."""
 ROW_HEIGHT = 0.34
 """Height of a row of the layer map, in inches."""
-
-# Okabe and Ito's palette, told apart with every common colour blindness; lightness and hatching differ as well.
-BLUE, ORANGE, VERMILION, GREY, LIGHT = "#0072B2", "#E69F00", "#D55E00", "#8C8C8C", "#E4E4E4"
-INK = "#222222"
+LABEL = 40
+"""Most characters of a merge's label."""
 
 SELECTED, MERGED, REMOVED, UNUSED = "selected", "merged", "removed", "unused"
 CELL_COLOURS = {SELECTED: BLUE, MERGED: ORANGE, REMOVED: LIGHT, UNUSED: "white"}
@@ -65,10 +64,10 @@ def study_figure(
     """Return the figure that :func:`draw_study` writes."""
     best = incumbent(trials)
     labels = {} if best is None else merge_labels(best.tailoring)
-    map_height = 1.0 + ROW_HEIGHT * (len(layout.models) + 1 + _label_rows(labels, layout))
+    map_height = 1.0 + ROW_HEIGHT * (len(layout.models) + 1 + label_rows(labels, layout))
     figure = Figure(figsize=(WIDTH, 4.4 + map_height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=15, color=INK)
+    figure.suptitle(label(title, 120), fontsize=15, color=INK)
     history, layer_map = figure.subplots(2, 1, height_ratios=[4.0, map_height])
     draw_history(history, trials, dense_fitness=dense_fitness)
     if best is None:
@@ -79,52 +78,15 @@ def study_figure(
     return figure
 
 
-def draw_history(axes: Axes, trials: Sequence[Trial], *, dense_fitness: float | None) -> None:
-    """Draw each trial's fitness by its origin, the best so far, and the dense model's fitness."""
-    complete = sorted((t for t in trials if t.fitness is not None), key=lambda t: t.number)
-    for label, colour, marker, chosen in (
-        ("warm start", ORANGE, "D", [t for t in complete if t.origin != "optimizer"]),
-        ("optimizer", BLUE, "o", [t for t in complete if t.origin == "optimizer"]),
-    ):
-        if chosen:
-            axes.plot(
-                *_points(chosen),
-                marker,
-                color=colour,
-                markersize=7,
-                markeredgecolor="white",
-                label=label,
-                zorder=3,
-            )
-    failed = [t.number for t in trials if t.fitness is None]
-    if failed:  # they have no fitness: a cross on the lower edge
-        axes.plot(
-            failed, [0.03] * len(failed), "x", color=VERMILION, markersize=8, markeredgewidth=2, label="failed",
-            transform=axes.get_xaxis_transform(), zorder=4,
-        )  # fmt: skip
-    if complete:
-        last = max(t.number for t in trials)
-        numbers, fitness = _points(complete)
-        best = list(accumulate(fitness, max))
-        axes.step([*numbers, last], [*best, best[-1]], where="post", color=INK, label="best so far", zorder=2)
-    if dense_fitness is not None:
-        axes.axhline(
-            dense_fitness, color=GREY, ls="--", lw=1.5, label=f"dense model ({dense_fitness:.4g})", zorder=1
-        )
-    axes.set_title("Search history", loc="left", fontsize=12, color=INK)
-    axes.set_xlabel("trial", fontsize=11)
-    axes.set_ylabel("fitness (higher is better)", fontsize=11)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    axes.margins(x=0.02, y=0.1)
-    axes.grid(axis="y", color=LIGHT)
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        # Beside the points, never over them: where a search ends up is not known beforehand.
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=11)
+def draw_layer_map(axes: Axes, tailoring: Tailoring, layout: FamilyLayout, *, heading: str | None) -> None:
+    """Draw one row per model and one column per original layer; below, new positions and merge operations.
 
-
-def draw_layer_map(axes: Axes, tailoring: Tailoring, layout: FamilyLayout, *, heading: str) -> None:
-    """Draw one row per model and one column per original layer; below, new positions and merge operations."""
+    Args:
+        axes: Where to draw.
+        tailoring: The candidate.
+        layout: The family's layout.
+        heading: Title; ``None`` for neither title nor legend.
+    """
     cells, labels = layer_cells(tailoring, layout), merge_labels(tailoring)
     models, layers = layout.models, layout.num_layers
     for row, model in enumerate(models):
@@ -134,7 +96,7 @@ def draw_layer_map(axes: Axes, tailoring: Tailoring, layout: FamilyLayout, *, he
                 Rectangle(
                     (layer - 0.44, row - 0.4), 0.88, 0.8, facecolor=CELL_COLOURS[kind],
                     edgecolor=GREY if kind in (REMOVED, UNUSED) else INK, linewidth=0.6,
-                    hatch="////" if kind == REMOVED else None, gid=f"{model}:{layer}:{kind}",
+                    hatch="////" if kind == REMOVED else None, gid=f"{clean(model)}:{layer}:{kind}",
                 )
             )  # fmt: skip
     size, below = _font_size(layout), len(models) + 0.6
@@ -142,16 +104,27 @@ def draw_layer_map(axes: Axes, tailoring: Tailoring, layout: FamilyLayout, *, he
         text = ",".join(map(str, positions))
         axes.text(layer, len(models), text, ha="center", va="center", fontsize=size, gid=f"position:{layer}")
     for layer, text in labels.items():
-        axes.text(layer, below, text, ha="center", va="top", rotation=90, fontsize=size, gid=f"merge:{layer}")
+        axes.text(
+            layer,
+            below,
+            label(text, LABEL),
+            ha="center",
+            va="top",
+            rotation=90,
+            fontsize=size,
+            gid=f"merge:{layer}",
+        )
     axes.set_xlim(-0.6, layers - 0.4)
-    axes.set_ylim(below + _label_rows(labels, layout), -0.6)
+    axes.set_ylim(below + label_rows(labels, layout), -0.6)
     axes.set_xticks(range(layers), [str(i) for i in range(layers)], fontsize=size)
     axes.xaxis.tick_top()
-    rows = [*models, "new position", *([_merge_heading(tailoring)] if labels else [])]
+    rows = [*map(label, models), "new position", *([label(_merge_heading(tailoring))] if labels else [])]
     axes.set_yticks([*range(len(models) + 1), *([below + 0.3] if labels else [])], rows, fontsize=11)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(heading, loc="left", fontsize=12, color=INK, pad=12)
+    if heading is None:
+        return
+    axes.set_title(label(heading, 240), loc="left", fontsize=12, color=INK, pad=12)
     axes.legend(
         handles=_map_legend(),
         loc="upper left",
@@ -207,13 +180,13 @@ def layer_map_text(tailoring: Tailoring, layout: FamilyLayout, *, columns: int =
         columns: Largest number of layers in a line; deeper models take several blocks.
     """
     cells = layer_cells(tailoring, layout)
-    width = max(len(model) for model in layout.models)
+    width = max(len(clean(model)) for model in layout.models)
     text = Text()
     for start in range(0, layout.num_layers, columns):
         layers = range(start, min(start + columns, layout.num_layers))
         text.append(f"{'':{width}}  " + "".join(f"{i:<10}" for i in layers[::10]).rstrip() + "\n", style="dim")
         for model in layout.models:
-            text.append(f"{model:{width}}  ")
+            text.append(f"{clean(model):{width}}  ")
             for layer in layers:
                 text.append(*CELL_GLYPHS[cells[model, layer]])
             text.append("\n")
@@ -222,12 +195,6 @@ def layer_map_text(tailoring: Tailoring, layout: FamilyLayout, *, columns: int =
         text.append(*CELL_GLYPHS[kind]).append(f" {kind}   ")
     text.rstrip()
     return text
-
-
-def _points(trials: Sequence[Trial]) -> tuple[list[int], list[float]]:
-    """Numbers and fitness values of the complete trials."""
-    pairs = [(t.number, t.fitness) for t in trials if t.fitness is not None]
-    return [number for number, _ in pairs], [fitness for _, fitness in pairs]
 
 
 def _positions(tailoring: Tailoring) -> dict[int, list[int]]:
@@ -243,7 +210,7 @@ def _is_merge(plan: LayerPlan) -> bool:
 
 
 def _plan_label(plan: LayerPlan, *, named: bool) -> str:
-    values = [f"{name}={_value(value)}" for name, value in plan.params]
+    values = [f"{name}={_value(value)}" for name, value in plan.params if not isinstance(value, bool | str)]
     if named or not _is_merge(plan):
         values = [plan.operation if _is_merge(plan) else "", *values]
     values += [f"{name}:({_plan_label(part, named=True) or part.sources[0]})" for name, part in plan.parts]
@@ -274,9 +241,9 @@ def _font_size(layout: FamilyLayout) -> float:
     return max(6.5, min(10.0, 580 / layout.num_layers))
 
 
-def _label_rows(labels: Mapping[int, str], layout: FamilyLayout) -> float:
+def label_rows(labels: Mapping[int, str], layout: FamilyLayout) -> float:
     """Height of the rotated labels in rows of the map; a character is about 0.57 of its size wide."""
-    inches = 0.57 * _font_size(layout) / 72 * max(map(len, labels.values()), default=0)
+    inches = 0.57 * _font_size(layout) / 72 * min(LABEL, max(map(len, labels.values()), default=0))
     return 0.2 + inches / ROW_HEIGHT
 
 

@@ -10,8 +10,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tailorlib.report.names import clean, duration
 from tailorlib.report.pictures import layer_map_text
 from tailorlib.search_space import FamilyLayout
+from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial, incumbent
 
 
@@ -22,6 +24,7 @@ def study_summary(
     *,
     layout: FamilyLayout | None = None,
     title: str = "Study",
+    best: Trial | None = None,
 ) -> RenderableType:
     """Return a panel that says what a study found, what it cost, and where the best trial came from.
 
@@ -31,22 +34,25 @@ def study_summary(
         seconds: Wall time of the study.
         layout: The family's layout; with it the best tailoring's layer map is shown.
         title: Title of the panel.
+        best: The study's result; the fittest trial by default.
     """
-    best = incumbent(trials)
+    best = best or incumbent(trials)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    for name, text in summary_facts(trials, dense_fitness, seconds).items():
-        grid.add_row(name, Text(text))
+    for name, text in summary_facts(trials, dense_fitness, seconds, best).items():
+        grid.add_row(name, Text(clean(text)))
     parts: list[RenderableType] = [grid]
     if best is not None and layout is not None:
         parts += ["", layer_map_text(best.tailoring, layout)]
-    return Panel(Group(*parts), title=title, title_align="left", expand=False, padding=(0, 1))
+    return Panel(Group(*parts), title=Text(clean(title)), title_align="left", expand=False, padding=(0, 1))
 
 
-def summary_facts(trials: Sequence[Trial], dense_fitness: float | None, seconds: float) -> dict[str, str]:
+def summary_facts(
+    trials: Sequence[Trial], dense_fitness: float | None, seconds: float, best: Trial | None = None
+) -> dict[str, str]:
     """Return the lines of :func:`study_summary` as plain text, by heading."""
-    best = incumbent(trials)
+    best = best or incumbent(trials)
     facts = {"best": "no trial is complete" if best is None else _best(best, dense_fitness)}
     if best is not None:
         facts["found by"] = _origin(best, trials)
@@ -56,7 +62,7 @@ def summary_facts(trials: Sequence[Trial], dense_fitness: float | None, seconds:
         facts["last failure"] = reasons[-1]
     spent = [t.seconds for t in _distinct(trials) if t.state == "complete"]
     each = f"; median {median(spent):.2f} s a trial" if spent else ""
-    facts["time"] = f"{_duration(seconds)}{each}"
+    facts["time"] = f"{duration(seconds)}{each}"
     if any(t.costs for t in trials):
         facts["reused"] = _reused(trials)
     return facts
@@ -69,9 +75,9 @@ def duplicates(trials: Sequence[Trial]) -> int:
 
 def _distinct(trials: Sequence[Trial]) -> list[Trial]:
     """The first trial of each tailoring. A repeated one costs next to nothing and would pull the median down."""
-    first: dict[str, Trial] = {}
+    first: dict[Tailoring, Trial] = {}
     for trial in sorted(trials, key=lambda t: t.number):
-        first.setdefault(trial.tailoring.digest, trial)
+        first.setdefault(trial.tailoring, trial)
     return list(first.values())
 
 
@@ -96,7 +102,7 @@ def _counts(trials: Sequence[Trial]) -> str:
     complete = sum(t.state == "complete" for t in trials)
     text = f"{complete} complete, {len(trials) - complete} failed"
     if any(t.fidelity < 1 for t in trials):
-        whole = {t.tailoring.digest for t in trials if t.fidelity == 1}
+        whole = {t.tailoring for t in trials if t.fidelity == 1}
         candidates = len(_distinct(trials))
         return f"{text}; {candidates} candidates, of which {len(whole)} were scored on all samples"
     repeated = duplicates(trials)
@@ -118,11 +124,3 @@ def _reused(trials: Sequence[Trial]) -> str:
         share = merges / (merges + total("merges"))
         text += f", {share:.0%} of merged layers ({most('merge_cache_mib')})"
     return text
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

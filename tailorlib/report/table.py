@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tailorlib.exceptions import TailorError
 from tailorlib.files import write_text
 from tailorlib.fitness import Measurement
 
@@ -122,7 +123,7 @@ def headline_metrics(measurement: Measurement) -> dict[str, tuple[str, ...]]:
 
 def render_table(rows: Sequence[BenchmarkRow], *, title: str = "Benchmark") -> Table:
     """Return the table for a terminal; the first row is the dense model that the others are held against."""
-    heads, body, remarks = _cells(rows)
+    heads, body, remarks = table_cells(rows)
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False
     )
@@ -139,7 +140,7 @@ def render_table(rows: Sequence[BenchmarkRow], *, title: str = "Benchmark") -> T
 
 def markdown_table(rows: Sequence[BenchmarkRow]) -> str:
     """Return the table and its legend as Markdown; the first row is the dense model."""
-    heads, body, remarks = _cells(rows)
+    heads, body, remarks = table_cells(rows)
     lines = [" | ".join(h.replace("\n", " ") for h in heads), " | ".join(["---"] + ["---:"] * (len(heads) - 1))]
     lines += [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in body]
     return "\n".join(f"| {line} |" for line in lines) + "\n\n" + "\n".join(f"- {r}" for r in remarks) + "\n"
@@ -178,8 +179,8 @@ def write_benchmark(rows: Sequence[BenchmarkRow], path: Path) -> None:
     write_text(path, text + "\n")
 
 
-def _cells(rows: Sequence[BenchmarkRow]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return column heads, rows of text, and the remarks below the table."""
+def table_cells(rows: Sequence[BenchmarkRow]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return column heads, rows of text, and the remarks below the table; the first row is the dense model."""
     dense = _dense(rows)
     columns = _columns(dense.measurement)
     heads = ["model", "parameters\nM", "parameters\n% of dense", *(c.head for c in columns)]
@@ -199,6 +200,36 @@ def _cells(rows: Sequence[BenchmarkRow]) -> tuple[list[str], list[list[str]], li
     ]
     remarks = [_legend(dense), *_reasons(dense), *(f"{row.name}: {row.note}" for row in rows if row.note)]
     return heads, body, remarks
+
+
+def read_benchmark(path: Path) -> list[BenchmarkRow]:
+    """Read what :func:`write_benchmark` wrote; figures that were not finite are NaN.
+
+    Raises:
+        TailorError: If it can't be read, or is something else.
+    """
+    try:
+        return [
+            BenchmarkRow(
+                str(row["name"]),
+                int(row["parameters"]),
+                Measurement(
+                    _known(row["score"]),
+                    {str(k): _known(v) for k, v in row["metrics"].items()},
+                    {str(k): _known(v) for k, v in row["chance"].items()},
+                    {str(k): _known(v) for k, v in row["parts"].items()},
+                ),
+                _known(row["seconds"]),
+                str(row["note"]),
+            )
+            for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+        ]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise TailorError(f"{str(path)!r} is no benchmark of a study, or can't be read: {error!r}.") from error
+
+
+def _known(value: object) -> float:
+    return math.nan if value is None else float(value)  # type: ignore[arg-type]
 
 
 def _columns(measurement: Measurement) -> list[_Column]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
+import yaml
 
-from tailorlib import FamilyLayout, LayerPlan, LayerSource, Tailoring, Trial
+from tailorlib import FamilyLayout, LayerPlan, LayerSource, Measurement, Tailoring, Trial
+from tailorlib.journal import Journal, JournalHeader
 
 
 def merge(layer: int, operation: str = "TaskArithmetic", **params: float) -> LayerPlan:
@@ -61,3 +64,38 @@ def _trial(number: int, fitness: float | None, origin: str = "optimizer", second
     reason = "loss is NaN" if fitness is None else None
     state = "failed" if fitness is None else "complete"
     return Trial(number, {}, tailoring, state, fitness, seconds=seconds, origin=origin, reason=reason)
+
+
+RECIPE = """\
+family: {class_path: ModelFamily, init_args: {base: the/base, candidates: {code: the/code, math: the/math}}}
+search_space: {class_path: PruningSpace}
+optimizer: {class_path: Nevergrad, init_args: {optimizer: DiscreteOnePlusOne}}
+fitness: {class_path: Perplexity}
+study: {directory: runs/x, trials: 5, seed: 3}
+"""
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, layout: FamilyLayout) -> Callable[..., Path]:
+    """Write a run folder, as a search does."""
+
+    def write(
+        name: str,
+        trials: Iterable[Trial],
+        *,
+        recipe: str | None = RECIPE,
+        dense: float | None = 0.8,
+        layout: FamilyLayout | None = layout,
+    ) -> Path:
+        sizes = None if layout is None else (10,) * layout.num_layers
+        identity = yaml.safe_load(recipe or RECIPE)
+        header = JournalHeader(identity, {"torch": "2.12"}, layout, 100 if sizes else None, sizes)
+        journal = Journal.create(tmp_path / name, header, {} if recipe is None else {"recipe.yaml": recipe})
+        if dense is not None:
+            journal.set_dense(Measurement(dense, {"perplexity": 1 / dense}))
+        for trial in trials:
+            journal.append(trial)
+        journal.close()
+        return tmp_path / name
+
+    return write
