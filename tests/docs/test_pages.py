@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -26,15 +30,56 @@ def test_the_recipe_page_explains_every_section() -> None:
     assert ", ".join(f"`{name}`" for name in REQUIRED[:-1]) in text
 
 
+@pytest.fixture(scope="module")
+def anchors(generated: ModuleType) -> Callable[[Path], set[str]]:
+    """Return a function that says which anchors a page has, generated ones included."""
+
+    @cache
+    def of(page: Path) -> set[str]:
+        text = generated.filled(page.read_text(encoding="utf-8"))
+        text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        return {slug(heading) for heading in re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)}
+
+    return of
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that mkdocs gives a heading; its strict build holds the same links to the real ones."""
+    own = re.search(r"\{#([\w-]+)\}", heading)
+    if own:
+        return own[1]
+    plain = unicodedata.normalize("NFKD", heading).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_and_included_files_exist(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
-    assert [link for link in links if not (page.parent / link).exists()] == []
-    assert [file for file in re.findall(r'--8<-- "([^"]+)"', text) if not (ROOT / file).exists()] == []
+def test_links_and_included_files_exist(page: Path, anchors: Callable[[Path], set[str]]) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for link in re.findall(r"\]\((?!https?://)([^)\s]+)", text):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target.resolve())):
+            broken.append(link)
+    assert broken == []
+    included = re.findall(r'--8<-- "([^":]+)(?::[\w-]+)?"', page.read_text(encoding="utf-8"))
+    assert [file for file in included if not (ROOT / file).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_external_links_are_safe_ones(page: Path) -> None:
+    assert re.findall(r"\]\(http://", page.read_text(encoding="utf-8")) == []
+
+
+def test_pages_load_nothing_from_elsewhere() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "font: false" in settings and "https://" not in settings and "extra_javascript" not in settings
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", (ROOT / "docs" / "style.css").read_text(encoding="utf-8"))
 
 
 def test_navigation_lists_every_page() -> None:
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    listed = {path for entry in navigation for path in entry.values()}
-    assert listed == {str(page.relative_to(ROOT / "docs")) for page in PAGES}
+    listed = [
+        path for section in navigation for pages in section.values() for page in pages for path in page.values()
+    ]
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES)
