@@ -60,7 +60,7 @@ def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., None]]:
         for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
         if parameter.default is parameter.empty and parameter.annotation == list[str]
     ]
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
     for name in several:  # jsonargparse wants a list in brackets; a shell gives names
         parser.add_argument(name, nargs="+", type=str, help=helps.get(name))
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
     return parser, function

@@ -22,7 +22,9 @@ class TrialTimeoutError(Exception):
 
 
 @contextmanager
-def time_limit(seconds: float | None, on_hang: Callable[[str], None], *, grace: float = GRACE) -> Iterator[None]:
+def time_limit(
+    seconds: float | None, on_hang: Callable[[str], None], *, grace: float | None = None
+) -> Iterator[None]:
     """Limit the time of a block.
 
     When the time is over, :class:`TrialTimeoutError` is raised in the block, and again each second: code that
@@ -33,7 +35,7 @@ def time_limit(seconds: float | None, on_hang: Callable[[str], None], *, grace: 
     Args:
         seconds: The limit; ``None`` for none.
         on_hang: Called from another thread with the reason, right before the process ends: it writes down why.
-        grace: Seconds that the block has to end after the exception.
+        grace: Seconds that the block has to end after the exception; :data:`GRACE` by default.
 
     Raises:
         TrialTimeoutError: When the time is over.
@@ -48,7 +50,7 @@ def time_limit(seconds: float | None, on_hang: Callable[[str], None], *, grace: 
         raise TrialTimeoutError(reason)
 
     def give_up() -> None:
-        if not ended.wait(seconds + grace):
+        if not ended.wait(seconds + (GRACE if grace is None else grace)):
             why = f"{reason} It could not be interrupted, so its process was ended."
             on_hang(why)
             sys.stderr.write(f"tailor: {why} Resume the study: the candidate counts as failed.\n")
