@@ -68,7 +68,7 @@ def emit(kind: str, data: Mapping[str, Any]) -> None:
         data: Plain data.
     """
     if _facts is not None and is_first_rank():
-        line = json.dumps({"kind": kind, **_finite(data)}, ensure_ascii=False, allow_nan=False, default=str)
+        line = json.dumps({"kind": kind, **_finite(data)}, allow_nan=False, default=str)
         _facts.write(line + "\n")
         _facts.flush()
 

@@ -55,12 +55,18 @@ def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., None]]:
     told = parse_docstring(inspect.getdoc(function) or "")
     parser = ArgumentParser(exit_on_error=False, prog=f"tailor {verb}", description=told.short_description)
     helps = {parameter.arg_name: parameter.description for parameter in told.params}
-    several = [
+    lists = [
         name
         for name, parameter in inspect.signature(function, eval_str=True).parameters.items()
         if parameter.default is parameter.empty and parameter.annotation == list[str]
     ]
+    parameters = inspect.signature(function, eval_str=True).parameters
+    several = list(lists)
+    if all(p.default is not p.empty for p in parameters.values()):  # the first may be given, by position
+        name, first = next(iter(parameters.items()))
+        parser.add_argument(name, nargs="?", type=first.annotation, default=first.default, help=helps.get(name))
+        several.append(name)
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
-    for name in several:  # jsonargparse wants a list in brackets; a shell gives names
+    for name in lists:  # jsonargparse wants a list in brackets; a shell gives names
         parser.add_argument(name, nargs="+", type=str, help=helps.get(name))
     return parser, function

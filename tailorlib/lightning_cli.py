@@ -73,6 +73,7 @@ class TailorCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about ``args`` beside ``sys.argv``."""
         self.config = parser.parse_args(args)
+        self._asked = self.config.clone()
 
     def before_instantiate_classes(self) -> None:
         """Put what the loggers write into the run folder."""
@@ -133,9 +134,12 @@ class TailorCLI(LightningCLI):
         )
 
     def _resolved(self) -> dict[str, Any]:
-        """Return the recipe with every default filled in, as plain data that ``--config`` reads again."""
+        """Return the recipe with every default filled in, as plain data that ``--config`` reads again.
+
+        What is put into the run folder is left out: the folder may be moved before it is resumed.
+        """
         parser = self._parser(self.subcommand)
-        config = self.config[self.subcommand]
+        config = self._asked[self.subcommand]
         data = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
         return {key: data[key] for key in (*SECTIONS, "plugins", "trainer") if key in data}
 

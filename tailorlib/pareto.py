@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from tailorlib.trial import Trial
+from tailorlib.trial import Trial, incumbent
 
 
 def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -56,3 +56,17 @@ def knee(trials: Iterable[Trial]) -> Trial | None:
         return round(sum(scaled), 12), trial.losses
 
     return min(best, key=balance)
+
+
+def study_result(trials: Sequence[Trial], validated: Mapping[int, float] | None = None) -> Trial | None:
+    """Return what a study ends with: the best in validation, else the trial of the best balance, or the fittest
+    one.
+
+    Args:
+        trials: The study's trials.
+        validated: What validation found, by the number of the trial.
+    """
+    known = {number: score for number, score in (validated or {}).items() if 0 <= number < len(trials)}
+    if known:
+        return trials[min(known, key=lambda number: (-known[number], number))]
+    return knee(trials) if any(trial.objectives for trial in trials) else incumbent(trials)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tailorlib.pareto import dominates, front, hypervolume, knee
+from tailorlib.pareto import dominates, front, hypervolume, knee, study_result
 from tailorlib.seeding import numpy_generator
 from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
 from tailorlib.trial import Trial, incumbent
@@ -73,3 +73,14 @@ def test_the_incumbent_is_the_fittest_of_those_on_most_samples() -> None:
     best = incumbent([*lucky, *full])
     assert best is not None and best.number == 1
     assert incumbent(lucky) == lucky[0]
+
+
+def test_a_study_ends_with_what_validated_best_else_with_the_knee_else_with_the_fittest() -> None:
+    one, several = trials((1,), (3,), (2,)), trials((0.0, 100.0), (0.9, 80.0), (1.0, 0.0))
+    plain = [Trial(t.number, {}, t.tailoring, "complete", t.fitness) for t in one]
+    assert study_result(plain) is plain[1]
+    assert study_result(several) is several[1]
+    assert study_result(several, {2: 0.5, 0: 0.7}) is several[0]
+    assert study_result(plain, {2: 0.5, 0: 0.5}) is plain[0]  # of equals the first
+    assert study_result(plain, {7: 1.0}) is plain[1]  # a trial that isn't there
+    assert study_result([]) is None

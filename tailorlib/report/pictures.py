@@ -44,8 +44,9 @@ def draw_study(
     *,
     dense_fitness: float | None,
     title: str,
+    best: Trial | None = None,
 ) -> None:
-    """Write a PNG, 1600 pixels wide, with the search history and the incumbent's layer map.
+    """Write a PNG, 1600 pixels wide, with the search history and the best trial's layer map.
 
     Args:
         trials: The study's trials.
@@ -53,16 +54,22 @@ def draw_study(
         path: File to write.
         dense_fitness: Fitness of the dense base model, for a reference line.
         title: Title of the picture.
+        best: The study's result; the incumbent by default.
     """
-    figure = study_figure(trials, layout, dense_fitness=dense_fitness, title=title)
+    figure = study_figure(trials, layout, dense_fitness=dense_fitness, title=title, best=best)
     figure.savefig(path, dpi=DPI, format="png")
 
 
 def study_figure(
-    trials: Sequence[Trial], layout: FamilyLayout, *, dense_fitness: float | None, title: str
+    trials: Sequence[Trial],
+    layout: FamilyLayout,
+    *,
+    dense_fitness: float | None,
+    title: str,
+    best: Trial | None = None,
 ) -> Figure:
     """Return the figure that :func:`draw_study` writes."""
-    best = incumbent(trials)
+    best = best or incumbent(trials)
     labels = {} if best is None else merge_labels(best.tailoring)
     map_height = 1.0 + ROW_HEIGHT * (len(layout.models) + 1 + label_rows(labels, layout))
     figure = Figure(figsize=(WIDTH, 4.4 + map_height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))

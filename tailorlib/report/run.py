@@ -12,12 +12,12 @@ from tailorlib.bounded import load_yaml
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.fitness import Measurement
 from tailorlib.journal import Journal, holder
-from tailorlib.pareto import knee
+from tailorlib.pareto import study_result
 from tailorlib.report.names import clean
 from tailorlib.report.table import BenchmarkRow, read_benchmark, table_cells
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import BASE, Tailoring
-from tailorlib.trial import Trial, incumbent
+from tailorlib.trial import Trial
 
 RECIPE, BENCHMARK = "recipe.yaml", "benchmark.json"
 MOST_LAYERS = 1000
@@ -69,10 +69,7 @@ class Run:
     @cached_property
     def best(self) -> Trial | None:
         """The study's result: best in validation, else of the best balance or the best fitness."""
-        if self.validations:
-            number = min(self.validations, key=lambda n: (-self.validations[n].score, n))
-            return self.trials[number]
-        return knee(self.trials) if self.objectives else incumbent(self.trials)
+        return study_result(self.trials, {n: m.score for n, m in self.validations.items()})
 
     @cached_property
     def layout(self) -> FamilyLayout | None:

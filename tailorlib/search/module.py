@@ -23,9 +23,8 @@ from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
 from tailorlib.models.shared import SharedFolder
-from tailorlib.pareto import front, knee
-from tailorlib.report.front import front_figure
-from tailorlib.report.pictures import study_figure
+from tailorlib.pareto import knee, study_result
+from tailorlib.report.figures import front_figure, history_figure, importance_figure, layer_map_figure
 from tailorlib.search.evaluator import Evaluator, Outcome, Part
 from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.search.proposer import Proposal, Replay
@@ -100,10 +99,7 @@ class SearchModule(LightningModule):
     @property
     def result(self) -> Trial | None:
         """The trial that the study ends with: the best in validation, if there is one, else the incumbent."""
-        if not self.validations:
-            return self.incumbent
-        number = min(self.validations, key=lambda n: (-self.validations[n].score, n))
-        return self.trials[number]
+        return study_result(self.trials, {n: m.score for n, m in self.validations.items()})
 
     @property
     def tracker(self) -> Tracker:
@@ -174,7 +170,8 @@ class SearchModule(LightningModule):
         ]
         for trial in finished:
             self._finish(trial)
-        self._evaluator.settle()
+        if new:  # steps that only repeat recorded trials come before what an interruption left
+            self._evaluator.settle()
         campaign.tell(finished)
         if not finished and not campaign.over:
             self._stop(f"the optimizer proposes nothing new after {len(self.trials)} trials")
@@ -184,12 +181,16 @@ class SearchModule(LightningModule):
 
     def track_pictures(self) -> None:
         """Give the loggers pictures of the study, and the table of its trials."""
-        layout, dense = self.study.family.layout, None if self.dense is None else self.dense.score
-        title = self.study.directory.name
-        figures = {"study": partial(study_figure, self.trials, layout, dense_fitness=dense, title=title)}
-        if self.study.objectives and front(self.trials):
-            figures["front"] = partial(front_figure, self.trials, title=title)
-        self._tracker.finish(self.trials, layout, figures)
+        trials, layout = self.trials, self.study.family.layout
+        dense = None if self.dense is None else self.dense.score
+        pictures = {
+            "history": partial(history_figure, trials, layout, dense_fitness=dense),
+            "layer_map": partial(layer_map_figure, trials, layout, trial=self.result),
+            "importance": partial(importance_figure, trials, layout),
+        }
+        if self.study.objectives:
+            pictures["front"] = partial(front_figure, trials, layout)
+        self._tracker.finish(trials, layout, pictures)
 
     def end_session(self, how: str) -> None:
         """Record how this process's work on the study ends, on rank 0."""

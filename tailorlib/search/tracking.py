@@ -99,24 +99,24 @@ class Tracker:
         emit("validation", {"trial": number, "score": found.score, "metrics": dict(found.metrics)})
 
     def finish(
-        self, trials: Sequence[Trial], layout: FamilyLayout, figures: Mapping[str, Callable[[], Figure]]
+        self, trials: Sequence[Trial], layout: FamilyLayout, pictures: Mapping[str, Callable[[], Figure]]
     ) -> None:
         """Log pictures and the table of trials.
 
         Args:
             trials: The study's trials.
             layout: The family's layout.
-            figures: Makes each picture, by name; called where a logger takes pictures.
+            pictures: Makes each picture, by name; called where a logger takes pictures.
         """
         step = trials[-1].number if trials else 0
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
-                for name, make in figures.items():
+                for name, make in pictures.items():
                     logger.log_image(key=f"pictures/{name}", images=[make()], step=step)
                 rows = [list(row) for row in table_rows(trials, layout)]
                 logger.log_table(key="trials", columns=list(TABLE_COLUMNS), data=rows, step=step)
             elif isinstance(logger, TensorBoardLogger):
-                for name, make in figures.items():
+                for name, make in pictures.items():
                     logger.experiment.add_figure(f"pictures/{name}", make(), global_step=step)
 
     def model(self, model: Path | None, facts: Mapping[str, Any]) -> None:

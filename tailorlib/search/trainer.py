@@ -158,15 +158,19 @@ class TailorTrainer(Trainer):
         say(f"[green]✓[/] Read {source}; build the model with:")
         say(f"  tailor export {output}")
 
-    def plan(self, model: SearchModule) -> None:
+    def plan(self, model: SearchModule, calibrate: bool = True) -> None:
         """Say what a recipe would do, without reading weights: `tailor plan --config RECIPE`.
 
         Args:
             model: The search to plan.
+            calibrate: Measure how long a trial takes on this device. Without, models of any size can be planned
+            here.
         """
         study = model.study
         study.prepare(self.strategy.root_device)
-        say(plan_table(study, self.strategy.root_device, self.world_size))
+        table = plan_table(study, self.strategy.root_device, self.world_size, calibrate=calibrate)
+        say(table)
+        emit("plan", dict(zip(*(column.cells for column in table.columns), strict=True)))
 
     def plugins(self, model: SearchModule | None = None) -> None:
         """List the operations, optimizers and other plugins that recipes can name.
@@ -207,7 +211,7 @@ class TailorTrainer(Trainer):
         study, best = model.study, model.result
         dense = model.dense.score if model.dense else None
         seconds = sum(t.seconds for t in model.trials)
-        say(study_summary(model.trials, dense, seconds, layout=study.family.layout))
+        say(study_summary(model.trials, dense, seconds, layout=study.family.layout, best=best))
         if best is None:
             raise JournalError(f"No trial of the study in {str(study.directory)!r} completed; nothing to export.")
         write_text(study.directory / "tailoring.yaml", best.tailoring.to_yaml())
@@ -217,6 +221,7 @@ class TailorTrainer(Trainer):
             study.directory / "study.png",
             dense_fitness=dense,
             title=study.directory.name,
+            best=best,
         )
         if study.objectives:
             say(front_table(model.trials))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,13 @@ class OfflineRun:
 
 
 def offline_runs(directory: Path) -> list[OfflineRun]:
-    return [OfflineRun(file) for file in sorted((directory / "wandb").glob("offline-run-*/run-*.wandb"))]
+    """Return all sessions; W&B's own process writes them, and may be a moment behind."""
+    deadline = time.monotonic() + 60
+    while True:
+        runs = [OfflineRun(file) for file in sorted((directory / "wandb").glob("offline-run-*/run-*.wandb"))]
+        if all(run.exit_code is not None for run in runs) or time.monotonic() > deadline:
+            return runs
+        time.sleep(0.1)
 
 
 def media(directory: Path, kind: str) -> list[Path]:
@@ -106,7 +113,7 @@ def test_wandb_has_all_that_the_journal_has_and_a_resumed_study_goes_on_there(
     rows = [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
     assert [(row["trial"], row["fitness"]) for row in rows] == [(t.number, t.fitness) for t in trials]
     assert all("×" in row["layer map"] for row in rows)  # two layers are removed
-    assert media(run, "images")
+    assert {p.name.split("_")[0] for p in media(run, "images")} == {"history", "importance", "layer"}
 
     assert main(["search", "--resume", str(run), "--study.trials", "7"]) == 0
     runs = offline_runs(run)
@@ -121,24 +128,16 @@ def _assert_told(row: dict[str, Any], trial: Trial) -> None:
     wanted |= {"layers": len(trial.tailoring.layers), "failed": 0.0, "fitness": trial.fitness}
     run, again = trial.costs["layers_run"], trial.costs["layers_reused"]
     wanted["reused/layers"] = again / (run + again)
-    assert {name: row[name] for name in wanted} == pytest.approx(wanted)
+    assert {name: row[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)  # the journal rounds times and sizes
 
 
 def test_weights_go_to_wandb_only_when_asked_for(
-    recipe: dict[str, Any], write: Write, tmp_path: Path, silent: None
+    recipe: dict[str, Any], write: Write, tmp_path: Path, silent: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb", reason="wandb is an optional extra")
-    argv = [
-        "search",
-        "--config",
-        write(recipe),
-        "--study.trials",
-        "3",
-        *WANDB,
-        "--trainer.logger.log_model",
-        "true",
-    ]
-    assert main(argv) == 0
+    monkeypatch.setenv("WANDB_MODE", "offline")  # Lightning's own setting refuses log_model: a checkpoint can't be sent
+    argv = ["search", "--config", write(recipe), "--study.trials", "3", *WANDB[:2]]
+    assert main([*argv, "--trainer.logger.log_model", "true"]) == 0
     (run,) = offline_runs(tmp_path / "run")
     assert "model/model.safetensors" in run.artifacts["model"]
 
@@ -147,11 +146,12 @@ def test_tensorboard_and_csv_use_the_same_names(recipe: dict[str, Any], write: W
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is an optional package"
     )
-    recipe["trainer"]["logger"] = ["TensorBoardLogger", "CSVLogger"]
+    loggers = ("TensorBoardLogger", "CSVLogger")
+    recipe["trainer"]["logger"] = [{"class_path": name, "init_args": {"save_dir": "."}} for name in loggers]
     assert main(["search", "--config", write(recipe), "--study.trials", "4"]) == 0
     trials = read_trials(tmp_path / "run")[1]
-    (events,) = (tmp_path / "run").rglob("events.out.tfevents.*")
-    board = accumulator.EventAccumulator(str(events))
+    (folder,) = {file.parent for file in (tmp_path / "run").rglob("events.out.tfevents.*")}
+    board = accumulator.EventAccumulator(str(folder))
     board.Reload()
     (metrics,) = (tmp_path / "run").rglob("metrics.csv")
     with metrics.open() as file:
@@ -159,7 +159,7 @@ def test_tensorboard_and_csv_use_the_same_names(recipe: dict[str, Any], write: W
     scalars = set(board.Tags()["scalars"])
     assert columns - {"step", "epoch"} == scalars - {"epoch", "hp_metric"}
     assert [e.value for e in board.Scalars("fitness")] == pytest.approx([t.fitness for t in trials])
-    assert board.Tags()["images"] == ["pictures/study"]
+    assert set(board.Tags()["images"]) == {f"pictures/{name}" for name in ("history", "importance", "layer_map")}
 
 
 def test_json_lines_tell_scripts_everything_and_nothing_else_is_printed(
