@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -16,6 +17,8 @@ MAX_DEPTH = 16
 """Most levels."""
 MAX_CHARACTERS = 10_000
 """Most characters of one entry."""
+MAX_TEXT = 8_000_000
+"""Most characters of a text."""
 
 
 def check_size(data: object, what: str) -> None:
@@ -31,6 +34,27 @@ def check_size(data: object, what: str) -> None:
     _walk(data, _items, what)
 
 
+def read_text(path: str | Path, what: str, *, most: int = MAX_TEXT) -> str:
+    """Read a text file of bounded size, in UTF-8.
+
+    Args:
+        path: The file.
+        what: What it is, for messages: a noun.
+        most: Most bytes.
+
+    Raises:
+        RecipeError: If it can't be read, is no text, or has more bytes.
+    """
+    try:
+        with Path(path).open("rb") as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"at most {most:,} bytes are read, and it has more")
+        return content.decode("utf-8")
+    except (OSError, ValueError) as error:  # a ValueError is also what a path with a NUL in it gives
+        raise RecipeError(f"The {what} {str(path)!r} can't be read: {error}.") from error
+
+
 def load_yaml(text: str, what: str) -> Any:
     """Read YAML text of bounded size, whatever its anchors and merge keys stand for.
 
@@ -41,6 +65,8 @@ def load_yaml(text: str, what: str) -> Any:
     Raises:
         RecipeError: If it is not YAML, names a key twice, is too large or contains itself.
     """
+    if len(text) > MAX_TEXT:
+        raise RecipeError(f"{what} has at most {MAX_TEXT:,} characters; this one has {len(text):,}.")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -54,12 +80,19 @@ def load_yaml(text: str, what: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops at a depth of :data:`MAX_DEPTH`: PyYAML takes seconds to get to the end of its stack."""
+    """Stops at :data:`MAX_DEPTH` and :data:`MAX_ENTRIES`: PyYAML takes seconds to get to the end of its stack.
+
+    A node takes about a kilobyte, so a text of commas would fill the memory before anything is counted.
+    """
 
     _depth = 0
+    _number = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
+        self._number += 1
+        if self._number > 2 * MAX_ENTRIES:  # a mapping's keys are nodes, too
+            raise yaml.YAMLError(f"it has more than {MAX_ENTRIES:,} entries")
         if self._depth > MAX_DEPTH + 1:
             raise yaml.YAMLError(f"it has more than {MAX_DEPTH} levels")
         node = super().compose_node(parent, index)
@@ -85,22 +118,40 @@ def _walk(root: object, children: Callable[[Any], Iterable[object]], what: str) 
 
 def _items(data: object) -> Iterable[object]:
     if isinstance(data, Mapping):
+        for key in data:
+            _check_text(key)
         return data.values()
+    _check_text(data)
     return data if isinstance(data, list | tuple) else ()
 
 
 def _nodes(node: yaml.Node) -> Iterable[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        _check_keys([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
+        _check_keys([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         return (part for pair in node.value for part in pair)
+    if isinstance(node, yaml.ScalarNode):
+        _check_text(node.value)
     if isinstance(node, yaml.ScalarNode) and len(node.value) > MAX_CHARACTERS:
         raise RecipeError(f"An entry has at most {MAX_CHARACTERS:,} characters, got {len(node.value):,}.")
     return node.value if isinstance(node, yaml.SequenceNode) else ()
 
 
-def _check_keys(keys: list[str]) -> None:
-    seen: set[str] = set()
+def _check_text(text: object) -> None:
+    """Refuse half a surrogate pair, which an escape can give: nothing could write it again."""
+    if isinstance(text, str) and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RecipeError(f"A text is Unicode, got half a character in {shown(text)}. Remove it.") from error
+
+
+def _check_keys(keys: list[yaml.ScalarNode]) -> None:
+    seen: dict[str, int] = {}
     for key in keys:
-        if key in seen:
-            raise RecipeError(f"A mapping names each key once, got {shown(key)} twice.")
-        seen.add(key)
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise RecipeError(
+                f"A mapping names each key once, got {shown(key.value)} twice, in the lines {seen[key.value]} and "
+                f"{line}. Keep one of them."
+            )
+        seen[key.value] = line

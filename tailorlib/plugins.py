@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterable
+from dataclasses import is_dataclass
 from typing import Any
 
-from tailorlib.exceptions import PluginError, did_you_mean
+from tailorlib.exceptions import PluginError, did_you_mean, shown
 from tailorlib.fitness import FITNESS
 from tailorlib.models.family import FAMILIES, ModelFamily
 from tailorlib.objective import OBJECTIVES
 from tailorlib.operation import OPERATIONS
 from tailorlib.optimizer import OPTIMIZERS
-from tailorlib.registry import Registry
+from tailorlib.registry import Registry, named_modules
 from tailorlib.scheduler import SCHEDULERS
 from tailorlib.search_space import SEARCH_SPACES
 from tailorlib.text import TEXTS
@@ -39,8 +41,10 @@ def class_names() -> list[str]:
 def find_class(name: str) -> type:
     """Return the class that a recipe names: a plugin's short name, or a dotted import path.
 
+    A module is imported only if an installed plugin or the user named it: importing runs its code.
+
     Raises:
-        PluginError: If there is none.
+        PluginError: If there is none, or it is no plugin.
     """
     if "." not in name:
         for registry in REGISTRIES:
@@ -48,12 +52,50 @@ def find_class(name: str) -> type:
                 return registry.get(name)
         if name == ModelFamily.__name__:
             return ModelFamily
-        raise PluginError(f"There is no class {name!r}.{did_you_mean(name, class_names())}")
-    module, _, attribute = name.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"There is no class {name!r}: {error}.") from error
+        raise PluginError(f"There is no class {shown(name)}.{did_you_mean(name[:100], class_names())}")
+    found = import_trusted(name)
     if not inspect.isclass(found):
         raise PluginError(f"{name!r} is no class.")
+    if not (is_dataclass(found) or issubclass(found, plugin_kinds())):
+        raise PluginError(f"{name!r} is no plugin. A recipe names plugins alone: see 'tailor plugins'.")
     return found
+
+
+def plugin_kinds() -> tuple[type, ...]:
+    """Return the base classes of all kinds of plugins."""
+    return tuple(registry.kind for registry in REGISTRIES)
+
+
+def import_trusted(name: str, more: Iterable[str] = ()) -> object:
+    """Import what a dotted path names, if it is part of tailorlib, of an installed plugin or of a named one.
+
+    Args:
+        name: The path.
+        more: Packages to trust beside these.
+
+    Raises:
+        PluginError: If it belongs to another package, whose code is not run; or if there is none.
+    """
+    trusted = _trusted_packages() | frozenset(more)
+    module, _, attribute = name.rpartition(".")
+    if _package(module) not in trusted:
+        raise PluginError(
+            f"{shown(name)} belongs to no installed plugin, so its code is not run. Name its file or module with "
+            "--plugins if you trust it."
+        )
+    try:
+        found: object = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise PluginError(f"There is no class {shown(name)}: {error}.") from error
+    if _package(getattr(found, "__module__", None) or module) not in trusted:  # such as an import of that module
+        raise PluginError(f"{shown(name)} belongs to no installed plugin. Name what it defines itself.")
+    return found
+
+
+def _trusted_packages() -> frozenset[str]:
+    modules = {"tailorlib", *named_modules(), *(m for registry in REGISTRIES for m in registry.modules())}
+    return frozenset(map(_package, modules))
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]

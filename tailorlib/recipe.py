@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from tailorlib.exceptions import PluginError, RecipeError, did_you_mean
+from tailorlib.bounded import load_yaml, read_text
+from tailorlib.exceptions import RecipeError, did_you_mean, shown
 from tailorlib.fitness import Fitness
 from tailorlib.models.family import ModelFamily
 from tailorlib.objective import Objective
 from tailorlib.optimizer import Optimizer
 from tailorlib.plugins import class_names, find_class
+from tailorlib.recipe_names import plugin_names, short, trainer_names
 from tailorlib.scheduler import Scheduler
 from tailorlib.search.study import Benchmark, StudySettings, Validation
 from tailorlib.search_space import SearchSpace
@@ -51,6 +53,17 @@ REQUIRED = ("family", "search_space", "optimizer", "fitness")
 IDENTITY = ("family", "search_space", "optimizer", "fitness", "warm_starts")
 OPTIONAL_IDENTITY = ("scheduler", "objectives")
 """Sections that decide the trials; of ``study`` only seed, batch size and lengths do."""
+MAX_BYTES = 1_000_000
+"""Largest recipe: PyYAML reads about a megabyte a second."""
+_HINTS: Mapping[str, object] = {
+    "family": ModelFamily,
+    "search_space": SearchSpace,
+    "optimizer": Optimizer,
+    "scheduler": Scheduler,
+    "fitness": Fitness,
+    "objectives": Objective,
+    "warm_starts": WarmStart,
+}
 _FIXED_CLASSES: Mapping[str, type] = {"validation": Validation, "benchmark": Benchmark, "study": StudySettings}
 _OTHER_KEYS = ("trainer", "plugins", "seed_everything")
 
@@ -59,25 +72,28 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a recipe file.
 
     Raises:
-        RecipeError: If the file can't be read, is not YAML, or holds no mapping.
+        RecipeError: If the file can't be read, is not YAML, names a key twice, is too large with what its anchors
+            stand for written out, or holds no mapping.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {str(path)!r} can't be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"A recipe is a YAML file; {str(path)!r} is not: {error}.") from error
+    data = load_yaml(read_text(path, "recipe", most=MAX_BYTES), f"The recipe {str(path)!r}")
     if not isinstance(data, dict):
         raise RecipeError(f"A recipe is a mapping of sections, got {type(data).__name__} in {str(path)!r}.")
     return data
 
 
 def check_recipe(data: Mapping[str, Any]) -> list[str]:
-    """Return every fault of a recipe's names, keys and types: unknown classes and settings, wrong values."""
+    """Return every fault of a recipe's names, keys and types: unknown classes and settings, wrong values.
+
+    Nothing is imported but what belongs to tailorlib, to Lightning, to an installed plugin or to one that the user
+    named.
+    """
     known = (*SECTIONS, *_OTHER_KEYS)
     faults = [
-        f"A recipe has no section {key!r}.{did_you_mean(str(key), known)}" for key in data if key not in known
+        f"A recipe has no section {shown(key)}.{did_you_mean(short(key), known)}"
+        for key in data
+        if key not in known
     ]
+    faults += trainer_names().check(data.get("trainer"), Any, "trainer")
     for key in SECTIONS:
         if data.get(key) is None:
             continue
@@ -119,54 +135,22 @@ def clean_message(message: str) -> str:
 
 def _check_section(key: str, value: Any) -> Iterator[str]:
     if key in _FIXED_CLASSES and isinstance(value, Mapping):
-        yield from _check_settings(_FIXED_CLASSES[key], value, key)
+        yield from plugin_names().check_settings(_FIXED_CLASSES[key], value, key)
     else:
-        yield from _check_names(value, key)
+        yield from plugin_names().check(value, _HINTS.get(key, Any), key)
 
 
-def _check_names(value: Any, where: str) -> Iterator[str]:
-    """Yield faults of class names and settings, at any depth."""
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _check_names(item, f"{where}[{i}]")
-    elif isinstance(value, Mapping) and "class_path" in value:
-        yield from _check_class(value, where)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _check_names(item, f"{where}.{key}")
-
-
-def _check_class(value: Mapping[str, Any], where: str) -> Iterator[str]:
-    extra = [k for k in value if k not in ("class_path", "init_args", "dict_kwargs")]
-    if extra:
-        yield f"{where} has 'class_path' and 'init_args'; got also {', '.join(map(repr, extra))}. Indent them?"
-    settings = value.get("init_args") or {}
-    if not isinstance(settings, Mapping):
-        yield f"{where}.init_args is a mapping of settings, got {settings!r}."
-        return
-    try:
-        cls = find_class(str(value["class_path"]))
-    except PluginError as error:
-        yield f"{where}: {error}"
-        yield from _check_names(settings, where)  # what stands inside can be checked all the same
-        return
-    yield from _check_settings(cls, settings, where)
-
-
-def _check_settings(cls: type, settings: Mapping[str, Any], where: str) -> Iterator[str]:
-    parameters = inspect.signature(cls).parameters
-    for key, item in settings.items():
-        if key not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            yield f"{where}: {cls.__name__} has no setting {key!r}.{did_you_mean(str(key), parameters)}"
-        yield from _check_names(item, f"{where}.{key}")
+@cache
+def _parser(key: str) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    SECTIONS[key](parser, key)
+    return parser
 
 
 def _check_types(key: str, value: Any) -> list[str]:
     """Return the first type fault of a section, as the real parser finds it."""
-    parser = ArgumentParser(exit_on_error=False)
-    SECTIONS[key](parser, key)
     try:
-        parser.parse_object({key: value})
+        _parser(key).parse_object({key: value})
     except (ArgumentError, TypeError, ValueError) as error:
         message = clean_message(str(error))
         return [message if message.startswith("There is no class") else f"{key}: {message}"]

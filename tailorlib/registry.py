@@ -54,6 +54,10 @@ class Registry(Generic[T]):
             )
         return self._load(entries[name])
 
+    def modules(self) -> frozenset[str]:
+        """Return the modules that the installed plugins are in."""
+        return frozenset(entry.value.partition(":")[0] for entry in self._entries().values())
+
     def load_all(self) -> dict[str, type[T]]:
         """Import every plugin and return the classes by name."""
         return {name: self.get(name) for name in self.names()}
@@ -108,6 +112,11 @@ _named_modules: set[str] = set()
 """Modules that the user named with ``--plugins``; their classes need no entry point."""
 
 
+def named_modules() -> frozenset[str]:
+    """Return the modules that the user named with ``--plugins``."""
+    return frozenset(_named_modules)
+
+
 def _is_named(module: str) -> bool:
     return any(module == name or module.startswith(name + ".") for name in _named_modules)
 
@@ -122,7 +131,7 @@ def load_plugin(spec: str) -> None:
     if path.suffix != ".py":
         try:
             importlib.import_module(spec)
-        except ImportError as error:
+        except Exception as error:  # a name that is none, or whatever the user's module raises
             raise PluginError(f"--plugins takes a .py file or an importable module; {spec!r}: {error}.") from error
         _named_modules.add(spec)
         return

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tailorlib.bounded import check_size, load_yaml
+from tailorlib.bounded import check_size, load_yaml, read_text
 from tailorlib.distributions import ParamValue
 from tailorlib.exceptions import RecipeError, shown
 
@@ -307,10 +307,7 @@ class Tailoring:
         Raises:
             RecipeError: If the file can't be read, or is no tailoring.
         """
-        try:
-            return cls.from_yaml(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"The tailoring file {str(path)!r} can't be read: {error}.") from error
+        return cls.from_yaml(read_text(path, "tailoring file"))
 
     @cached_property
     def digest(self) -> str:

@@ -90,7 +90,8 @@ def render_card(
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
     )
     sections += [_recipe_section(info, tailoring), _license_section(info, stated)]
-    return "\n\n".join(sections) + "\n"
+    text = "\n\n".join(sections) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode()  # what the caller adds may hold half a character
 
 
 def _front_matter(
@@ -139,9 +140,21 @@ def _license_section(info: CardInfo, stated: Mapping[str, Sequence[License]]) ->
 
 
 def escape(text: object) -> str:
-    """Return text that Markdown shows as it is, also inside a table."""
+    """Return text that Markdown shows as it is, also inside a table or at the beginning of a line.
+
+    Characters that can't be seen, such as those that turn the direction of writing, and halves of surrogate pairs
+    are shown by their numbers.
+    """
     flat = " ".join(str(text).split())
-    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", flat)
+    seen = "".join(c if c.isprintable() else f"(U+{ord(c):04X})" for c in flat)
+    escaped = re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", seen)
+    unlinked = re.sub(r":(?=//)|@(?=[\w-]+\.)|(?<=www)\.", r"\\\g<0>", escaped, flags=re.IGNORECASE)
+    return re.sub(r"^([-+=])(?=[\s=-]|$)|^(\d+)([.)])(?=\s|$)", _at_the_beginning, unlinked)
+
+
+def _at_the_beginning(match: re.Match[str]) -> str:
+    """Return what would begin a list or a heading, escaped."""
+    return f"\\{match[1]}" if match[1] else f"{match[2]}\\{match[3]}"
 
 
 def display_name(reference: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
+from rich.markup import escape
 
 from tailorlib.console import say, step
 from tailorlib.exceptions import JournalError, RecipeError
@@ -17,12 +18,12 @@ from tailorlib.export.export import export_model
 from tailorlib.export.verify import verify_export
 from tailorlib.files import write_text
 from tailorlib.interchange import to_mergekit
-from tailorlib.journal import FILE_NAME, read_trials
+from tailorlib.journal import FILE_NAME, Journal
 from tailorlib.models.family import ModelFamily
+from tailorlib.pareto import study_result
 from tailorlib.recipe import check_recipe, missing_sections, read_recipe
 from tailorlib.registry import load_plugin
 from tailorlib.tailoring import Tailoring
-from tailorlib.trial import incumbent
 
 RECIPE_NAME = "recipe.yaml"
 _OPTIONS = (
@@ -128,9 +129,9 @@ def _write_configuration(family: ModelFamily, tailoring: Tailoring, target: Path
     configuration = to_mergekit(tailoring, family)
     write_text(target, configuration.text, overwrite=overwrite)
     for note in configuration.notes:
-        say(f"[yellow]![/] {note}")
-    say(f"[green]✓[/] mergekit configuration written to {target}; run it with:")
-    say(f"  {configuration.command(target, 'OUTPUT')}")
+        say(f"[yellow]![/] {escape(note)}")
+    say(f"[green]✓[/] mergekit configuration written to {escape(str(target))}; run it with:")
+    say(f"  {escape(configuration.command(target, 'OUTPUT'))}")
 
 
 def _card(run: str | None, trial: int | None) -> CardInfo:
@@ -156,9 +157,10 @@ def choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailori
     written = Path(str(run)) / "tailoring.yaml"
     if trial is None and written.is_file() and not (Path(str(run)) / FILE_NAME).exists():  # an import's folder
         return Tailoring.load(written)
-    _, trials = read_trials(Path(str(run)))
+    journal = Journal.read(Path(str(run)))
+    trials = journal.trials
     if trial is None:
-        best = incumbent(trials)
+        best = study_result(trials, {n: found.score for n, found in journal.validations.items()})
         if best is None:
             raise JournalError(f"The study in {run!r} has no complete trial yet; there is nothing to take.")
         return best.tailoring

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from tailorlib.exceptions import ModelError, TailorError
 from tailorlib.export.card import CardInfo, pattern_note, render_card
 from tailorlib.export.licenses import licenses_of
 from tailorlib.export.writer import TensorSpec, write_checkpoint
+from tailorlib.files import sync, sync_tree
 from tailorlib.models.architecture import layer_kinds, slot_index, tailored_config
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.reading import private_reads
@@ -123,7 +123,11 @@ def exported_config(family: ModelFamily, tailoring: Tailoring) -> Any:
     """Return the transformers config of the exported model."""
     config = tailored_config(family.config, [slot_index(p) for p in tailoring.layers])
     config.dtype = max(tensor_specs(family, tailoring), key=lambda s: s.nbytes).dtype  # what dtype="auto" reads
-    vars(config).pop("_model_name_or_path", None)  # a leftover of GGUF files: another model's name
+    for leftover in (
+        "_model_name_or_path",
+        "auto_map",
+    ):  # another model's name, of GGUF files; code beside the base
+        vars(config).pop(leftover, None)
     return config
 
 
@@ -197,9 +201,7 @@ def _full(folder: Path, needed: int) -> TailorError:
 def _publish(building: Path, target: Path) -> None:
     """Move a finished folder to its place; what stood there is removed only after that."""
     building.chmod(0o755)  # mkdtemp makes it private
-    for file in (p for p in building.rglob("*") if p.is_file()):
-        _sync(file)
-    _sync(building)
+    sync_tree(building)
     old: Path | None = None
     if target.is_dir():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
@@ -210,16 +212,6 @@ def _publish(building: Path, target: Path) -> None:
         if old is not None:
             old.replace(target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows has no handle on a folder to flush
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import yaml
+from tailorlib.bounded import load_yaml
+from tailorlib.exceptions import RecipeError
 
 
 class Kind(StrEnum):
@@ -66,7 +67,7 @@ _TEXTS = (
     (r"APACHE LICENSE VERSION 2\.0", "apache-2.0"),
     (r"MIT LICENSE|PERMISSION IS HEREBY GRANTED FREE OF CHARGE", "mit"),
 )
-_LONGEST = 2**16
+_LONGEST, _LONGEST_NAME = 2**16, 200
 _UNRECOGNISED = "unrecognised"
 _COMPATIBLE = ({"gpl-3.0", "agpl-3.0"}, {"gpl-3.0", "lgpl-3.0"}, {"gpl-3.0", "agpl-3.0", "lgpl-3.0"})
 """Share-alike licences that say how they go together."""
@@ -167,15 +168,21 @@ def _front_matter(text: str) -> list[str]:
 def _mapping(text: str) -> Mapping[str, object]:
     """Return a mapping in YAML or JSON; an empty one if the text is none."""
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        data = load_yaml(text, "A model's description")
+    except RecipeError:
         return {}
     return data if isinstance(data, dict) else {}
 
 
 def _names(data: object) -> list[str]:
     items = data if isinstance(data, list) else [data]
-    return [" ".join(item.split()) for item in items if isinstance(item, str) and item.strip()]
+    texts = (_clean(item) for item in items if isinstance(item, str))
+    return [text for text in texts if text]
+
+
+def _clean(text: str) -> str:
+    """Return a short text on one line that can be written and shown: no control characters, no half characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:_LONGEST_NAME]).split())
 
 
 def _recognise(text: str) -> str:

@@ -9,15 +9,13 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from tailorlib.bounded import check_size
+from tailorlib.bounded import check_size, read_text
 from tailorlib.exceptions import ModelError, RecipeError, shown
 from tailorlib.interchange.genotype import KEY, from_genotype
 from tailorlib.interchange.imported import Imported
 from tailorlib.interchange.mergekit_import import from_mergekit
 from tailorlib.interchange.names import TensorNames
-
-MAX_BYTES = 8_000_000
-"""Largest file that is read."""
+from tailorlib.models.source import path_of
 
 
 def read_foreign(
@@ -43,7 +41,7 @@ def read_foreign(
         RecipeError: If the file can't be read, is neither, or has faults; with all of them.
         ModelError: If the number of layers is needed and the config can't be read.
     """
-    text = _read(Path(path))
+    text = read_text(path, "file")
     genotype = _as_genotype(text)
     if genotype is not None:
         if base is None or not candidates:
@@ -63,15 +61,6 @@ def read_foreign(
             "and legacy_base_index. They belong to genotypes."
         )
     return from_mergekit(text, num_layers=_layers_of if num_layers is None else num_layers, names=_names_of)
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"A file to import has at most {MAX_BYTES:,} bytes; {str(path)!r} has more.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The file {str(path)!r} can't be read: {error}.") from error
 
 
 def _as_genotype(text: str) -> dict[str, Any] | None:
@@ -98,14 +87,17 @@ def _layers_of(reference: str) -> int:
 
 def _names_of(reference: str) -> TensorNames | None:
     """Return the names of the tensors of a model on the disk; ``None`` of one that lies elsewhere."""
-    if not Path(reference.partition("+")[0]).expanduser().is_dir():
+    try:
+        if not path_of(reference.partition("+")[0]).is_dir():
+            return None
+    except ModelError:
         return None
     return TensorNames.of_config(_config_of(reference))
 
 
 def _config_of(reference: str) -> Any:
     location, _, revision = reference.partition("+")[0].partition("#")[0].partition("@")
-    folder = Path(location).expanduser()
+    folder = path_of(location)
     try:
         return AutoConfig.from_pretrained(
             str(folder) if folder.is_dir() else location, revision=revision or None, trust_remote_code=False

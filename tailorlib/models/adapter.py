@@ -28,6 +28,7 @@ _WITHOUT_EFFECT = frozenset(
     | {"runtime_config", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "ensure_weight_tying"}
 )
 _INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")  # the others change the base's weights
+_PATTERN = re.compile(r"^[\w.\\^$|*-]{1,300}$")
 _PAIR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 
@@ -138,7 +139,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config["r"], config["lora_alpha"] = int(config.get("r", 0)), float(config.get("lora_alpha", 0))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        for name in ("rank_pattern", "alpha_pattern"):
+            _check_patterns(name, config.get(name))
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"The adapter config {str(folder / CONFIG)!r} can't be read: {error}.") from error
     foreign = {
         k: v for k, v in config.items() if k not in _UNDERSTOOD | _WITHOUT_EFFECT and v and k != "megatron_core"
@@ -158,6 +161,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "merge_and_unload and give the saved model."
         )
     return config
+
+
+def _check_patterns(name: str, patterns: Any) -> None:
+    """Check that patterns are a mapping from names, or regular expressions of a kind that is matched at once.
+
+    They are a stranger's: with groups and nested repetitions, matching one can take for ever.
+
+    Raises:
+        ValueError: If they aren't.
+    """
+    for pattern, value in ({} if patterns is None else dict(patterns)).items():
+        if not isinstance(pattern, str) or not _PATTERN.match(pattern):
+            raise ValueError(f"{name} has the pattern {str(pattern)[:80]!r}; names are taken, with '.*' and '|'")
+        re.compile(pattern)
+        if not math.isfinite(float(value)):
+            raise ValueError(f"{name} has the value {value}, no finite number")
 
 
 def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:

@@ -1,18 +1,32 @@
-"""The cache on disk: folders that are built once and then only read."""
+"""The cache on disk: folders that are built once, and verified before they are used."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
 from filelock import FileLock
+from rich.markup import escape
+
+from tailorlib.console import say
+from tailorlib.exceptions import ModelError
+from tailorlib.files import replace_file, sync, sync_tree
+from tailorlib.models.reading import Stamp
 
 VARIABLE = "TAILORLIB_CACHE"
 """Environment variable that names another folder for the cache."""
+SEAL = "seal.json"
+"""File of a cache entry that says the size and SHA-256 checksum of all its others."""
+
+_verified: dict[Path, dict[str, Stamp]] = {}
+"""The files of each entry that this process found whole, in the state that they had then."""
 
 
 def cache_root() -> Path:
@@ -26,27 +40,107 @@ def build_once(
 ) -> Path:
     """Return a folder, and build it first if it isn't there: atomically, and by one process at a time.
 
+    A finished folder is sealed: sizes and checksums of its files are noted, and everything is on the disk before
+    the folder gets its name. A process compares both when it first uses a folder. After that it compares sizes and
+    times of change, and checksums again only if those are others. What differs is built again.
+
     Args:
         target: The folder.
         build: Writes the content into the empty folder that it is given. If it fails, nothing is left behind.
-        valid: Says whether an existing folder is whole; if not, it is built again.
+        valid: Says whether a folder has all that its reader needs; if not, it is built again.
 
     Returns:
         ``target``.
+
+    Raises:
+        ModelError: If the cache can't be written.
     """
-    if target.is_dir() and valid(target):
+    if is_sealed(target) and valid(target):
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f".{target.name}.lock"):
-        if target.is_dir() and valid(target):  # another process built it while this one waited
+    with _writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.parent / f".{target.name}.lock")
+        lock.acquire()
+    try:
+        if is_sealed(target) and valid(target):  # another process built it while this one waited
             return target
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        if target.is_dir():
+            say(f"The cache entry {escape(str(target))} is damaged or incomplete: it is made again")
+        with _writing(target):
+            _remove_leftovers(target)
+            building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             build(building)
-            building.chmod(0o755)  # mkdtemp makes it private
-            if target.exists():
-                shutil.rmtree(target)
-            building.replace(target)
+            with _writing(target):
+                _publish(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
+    finally:
+        lock.release()
     return target
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"The cache entry {str(target)!r} can't be written: {error.strerror or error}. Make room, or set "
+            f"{VARIABLE} to another folder."
+        ) from error
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a process that was killed left behind; whoever holds the lock is alone."""
+    for folder in target.parent.glob(f".{target.name}.*"):
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(building: Path, target: Path) -> None:
+    seal(building)
+    building.chmod(0o755)  # mkdtemp makes it private
+    sync_tree(building)
+    if target.exists():
+        shutil.rmtree(target)
+    building.replace(target)
+    sync(target.parent)
+
+
+def seal(folder: Path) -> None:
+    """Note the size and checksum of every file of a folder, in its file :data:`SEAL`.
+
+    Raises:
+        OSError: If a file can't be read or the note can't be written.
+    """
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    files.pop(SEAL, None)
+    content = {name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for name, file in files.items()}
+    replace_file(folder / SEAL, json.dumps({"files": content}, indent=1).encode() + b"\n")
+
+
+def is_sealed(folder: Path) -> bool:
+    """Say whether a folder has the files that were sealed, whole and unchanged, and no others."""
+    try:
+        noted = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
+        names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() or p.is_symlink()}
+        if names - {SEAL} != set(noted):
+            return False
+        stamps = {name: Stamp.of((folder / name).stat()) for name in noted}
+        if any(stamps[name].size != noted[name]["size"] for name in noted):
+            return False
+        if _verified.get(folder) == stamps:
+            return True
+        if any(sha256_of(folder / name) != noted[name]["sha256"] for name in noted):
+            return False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    _verified[folder] = stamps
+    return True
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 checksum of a file, hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

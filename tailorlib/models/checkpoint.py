@@ -35,6 +35,20 @@ DTYPES: Mapping[str, torch.dtype] = {
 _WIDTHS = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+"""Suffixes of files that torch.save wrote: loading one can run any code."""
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def refused_pickle(what: str) -> str:
+    """Return the message that refuses a pickled checkpoint, with how to convert it."""
+    return (
+        f"tailorlib reads safetensors and never pickles, which can run any code; {what}. If you trust it, convert "
+        "it: AutoModelForCausalLM.from_pretrained(FOLDER, dtype='auto').save_pretrained(NEW_FOLDER), and save its "
+        "tokenizer there too."
+    )
+
+
 class Checkpoint(ABC):
     """A model's tensors by name, in the data type in which they are stored."""
 
@@ -88,6 +102,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 raise ValueError(f"it has {size} bytes, and a safetensors file begins with eight of its own")
             (length,) = struct.unpack("<Q", start)
             if length > min(size - 8, MAX_HEADER):
+                if start.startswith(_PICKLE_STARTS):  # only here: a header of 640 bytes begins like that, too
+                    raise ValueError("it is a pickle under another name, and tailorlib reads none")
                 raise ValueError(
                     f"its header claims {length} bytes; the file has {size}, and a header at most {MAX_HEADER}"
                 )
@@ -194,13 +210,9 @@ class SafetensorsCheckpoint(Checkpoint):
             raise ModelError(
                 f"{str(self.folder)!r} has {len(shards)} shards such as {shards[0]} and no {INDEX}. Fetch it too."
             )
-        pickles = sorted(p.name for p in self.folder.glob("pytorch_model*.bin"))
+        pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in PICKLES)
         if pickles:
-            raise ModelError(
-                f"tailorlib reads safetensors; {str(self.folder)!r} has only {', '.join(pickles[:3])}. Convert "
-                "it: AutoModelForCausalLM.from_pretrained(FOLDER, dtype='auto').save_pretrained(NEW_FOLDER), and "
-                "save its tokenizer there too."
-            )
+            raise ModelError(refused_pickle(f"{str(self.folder)!r} has only {', '.join(pickles[:3])}"))
         raise ModelError(f"{str(self.folder)!r} has neither {SINGLE} nor {INDEX}. Give a folder with a model.")
 
     def _read_shards(self) -> dict[str, TensorInfo]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from tailorlib.console import say
 from tailorlib.exceptions import ModelError
@@ -16,7 +16,6 @@ from tailorlib.models.cache import build_once, cache_root
 
 FORMAT = 1
 """Version of the conversion; a new one makes every file be converted again."""
-_MANIFEST = "tailorlib.json"
 
 
 def converted(file: Path, digest: str) -> Path:
@@ -30,13 +29,13 @@ def converted(file: Path, digest: str) -> Path:
         ModelError: If transformers can't read the file.
     """
     target = cache_root() / "gguf" / f"{digest[:32]}-v{FORMAT}"
-    return build_once(target, lambda folder: _convert(file, folder), valid=_is_whole)
+    return build_once(target, lambda folder: _convert(file, folder))
 
 
 def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    say(f"Converting {file.name}, once: the result is kept in the cache")
+    say(f"Converting {escape(file.name)}, once: the result is kept in the cache")
     try:
         with redirect_stderr(io.StringIO()):  # transformers draws bars that nothing else turns off
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -61,14 +60,3 @@ def _convert(file: Path, folder: Path) -> None:
     with redirect_stderr(io.StringIO()):
         plain.save_pretrained(folder, max_shard_size="1000GB")
     tokenizer.save_pretrained(folder)
-    sizes = {p.name: p.stat().st_size for p in sorted(folder.iterdir()) if p.is_file()}
-    (folder / _MANIFEST).write_text(json.dumps({"source": file.name, "sizes": sizes}), encoding="utf-8")
-
-
-def _is_whole(folder: Path) -> bool:
-    """Compare the sizes of all files with those at conversion; a torn copy or a cleaned cache is built again."""
-    try:
-        sizes: dict[str, int] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["sizes"]
-        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False

@@ -81,6 +81,10 @@ def parse_index(text: bytes) -> dict[str, str]:
             )
         if "\0" in file or len(file.encode()) > _MAX_FILE_NAME:
             raise ValueError(f"{shown(file)} is no name of a file")
+        if windows.suffix != ".safetensors":
+            raise ValueError(
+                f"it names {shown(file)}, and tailorlib reads .safetensors files alone, never pickles"
+            )
     return files
 
 

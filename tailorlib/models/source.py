@@ -12,14 +12,14 @@ Each may end in ``#sha256=HEX``: the checksum of the one file that holds the wei
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tailorlib.exceptions import ModelError
+from tailorlib.exceptions import ModelError, shown
 from tailorlib.models import adapter, checkpoint
+from tailorlib.models.cache import sha256_of
 from tailorlib.models.gguf import converted
 
 HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
@@ -52,13 +52,18 @@ def resolve(reference: str) -> ModelSource:
         raise ModelError(f"A model reference may end in '#sha256=' and 64 hexadecimal digits, got {reference!r}.")
     expected = fragment.removeprefix("sha256=").lower()
     if location.startswith("package:") or location.endswith(".gguf"):
-        file = _package_file(location) if location.startswith("package:") else Path(location).expanduser()
+        file = _package_file(location) if location.startswith("package:") else path_of(location)
         if not file.is_file():
             raise ModelError(f"The model file {str(file)!r} doesn't exist. Correct the path.")
         digest = sha256_of(file)
         _compare(digest, expected, reference)
         return ModelSource(converted(file, digest), is_adapter=False)
-    folder = Path(location).expanduser()
+    folder = path_of(location)
+    if folder.is_file():
+        what = f"{location!r} is a file"
+        if folder.suffix in checkpoint.PICKLES:
+            raise ModelError(checkpoint.refused_pickle(what))
+        raise ModelError(f"A model is given by its folder; {what}. Name the folder that it lies in.")
     if not folder.is_dir():
         folder = _fetch(location)
     source = ModelSource(folder, is_adapter=(folder / adapter.CONFIG).is_file())
@@ -73,10 +78,18 @@ def resolve(reference: str) -> ModelSource:
     return source
 
 
-def sha256_of(file: Path) -> str:
-    """Return the SHA-256 checksum of a file, hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def path_of(location: str) -> Path:
+    """Return the path that a text stands for, with the user's home for ``~``.
+
+    Raises:
+        ModelError: If nothing can be called that: it is too long, or begins with an unknown user's home.
+    """
+    try:
+        path = Path(location).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{shown(location)} is no path: {shown(str(error))}. Correct it.") from error
+    return path
 
 
 def _compare(digest: str, expected: str, reference: str) -> None:
@@ -99,7 +112,7 @@ def _package_file(location: str) -> Path:
             f"{distribution}"
         )
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    found = (root / file).resolve()
+    found = path_of(str(root / file)).resolve()
     if not found.is_file() or not found.is_relative_to(root):
         files = sorted(str(p.relative_to(root)) for p in root.rglob("*.gguf"))
         raise ModelError(f"The package {name!r} has no file {file!r}. Its models: {', '.join(files) or 'none'}.")

@@ -17,7 +17,7 @@ from tailorlib.pareto import front, hypervolume, knee
 from tailorlib.report.history import every
 from tailorlib.report.names import clean, label
 from tailorlib.report.palette import BLUE, GREY, INK, VERMILION
-from tailorlib.report.pictures import DPI
+from tailorlib.report.pictures import write_picture
 from tailorlib.trial import Trial
 
 SHOWN = 20
@@ -32,7 +32,7 @@ def draw_front(trials: Sequence[Trial], path: Path, *, title: str) -> None:
         path: File to write.
         title: Title of the picture.
     """
-    front_figure(trials, title=title).savefig(path, dpi=DPI, format="png")
+    write_picture(front_figure(trials, title=title), path)
 
 
 def front_figure(trials: Sequence[Trial], *, title: str) -> Figure:

@@ -7,6 +7,7 @@ display is needed, and several studies can draw at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,6 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 from rich.text import Text
 
 from tailorlib.distributions import ParamValue
+from tailorlib.files import replace_file
 from tailorlib.report.history import draw_history
 from tailorlib.report.names import clean, label
 from tailorlib.report.palette import BLUE, GREY, INK, LIGHT, ORANGE
@@ -57,7 +59,18 @@ def draw_study(
         best: The study's result; the incumbent by default.
     """
     figure = study_figure(trials, layout, dense_fitness=dense_fitness, title=title, best=best)
-    figure.savefig(path, dpi=DPI, format="png")
+    write_picture(figure, path)
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    content = BytesIO()
+    figure.savefig(content, dpi=DPI, format="png")
+    replace_file(path, content.getvalue())
 
 
 def study_figure(

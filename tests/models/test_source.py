@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 
 import pytest
@@ -26,8 +25,6 @@ def conversions(monkeypatch, tmp_path):
     def convert(file, folder):
         done.append(file)
         (folder / "config.json").write_text("{}")
-        sizes = {"config.json": 2}
-        (folder / "tailorlib.json").write_text(json.dumps({"sizes": sizes}))
 
     monkeypatch.setattr(gguf, "_convert", convert)
     return done
@@ -147,3 +144,11 @@ def logits_after(family, text):
     model = family.stitch(Tailoring.whole("base", family.layout.num_layers))
     with torch.inference_mode():
         return model(**family.tokenizer(text, return_tensors="pt")).logits[0, -1]
+
+
+@pytest.mark.parametrize(
+    "reference", ["~nobody-at-all/x", "x" * 300, "x/" + "y" * 300 + ".gguf", "a\0b", "\ud800/x"]
+)
+def test_what_can_be_no_path_is_told(reference):
+    with pytest.raises(ModelError):
+        resolve(reference)

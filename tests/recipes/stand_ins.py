@@ -301,7 +301,7 @@ def plan_of(path: Path, folder: Path, shape: Path | None = None) -> dict[str, st
     (folder / path.name).write_text(yaml.safe_dump(recipe), encoding="utf-8")
     rows: dict[str, str] = {}
 
-    def recorded(study: Study, *args: Any) -> Any:
+    def recorded(study: Study, *args: Any, **_: Any) -> Any:
         table = partial(plan_table, calibrate=False)(study, *args)
         names, cells = (list(map(str, column.cells)) for column in table.columns)
         rows.update(zip(names, cells, strict=True))

@@ -128,14 +128,18 @@ def _assert_told(row: dict[str, Any], trial: Trial) -> None:
     wanted |= {"layers": len(trial.tailoring.layers), "failed": 0.0, "fitness": trial.fitness}
     run, again = trial.costs["layers_run"], trial.costs["layers_reused"]
     wanted["reused/layers"] = again / (run + again)
-    assert {name: row[name] for name in wanted} == pytest.approx(wanted, abs=1e-4)  # the journal rounds times and sizes
+    assert {name: row[name] for name in wanted} == pytest.approx(
+        wanted, abs=1e-4
+    )  # the journal rounds times and sizes
 
 
 def test_weights_go_to_wandb_only_when_asked_for(
     recipe: dict[str, Any], write: Write, tmp_path: Path, silent: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb", reason="wandb is an optional extra")
-    monkeypatch.setenv("WANDB_MODE", "offline")  # Lightning's own setting refuses log_model: a checkpoint can't be sent
+    monkeypatch.setenv(
+        "WANDB_MODE", "offline"
+    )  # Lightning's own setting refuses log_model: a checkpoint can't be sent
     argv = ["search", "--config", write(recipe), "--study.trials", "3", *WANDB[:2]]
     assert main([*argv, "--trainer.logger.log_model", "true"]) == 0
     (run,) = offline_runs(tmp_path / "run")

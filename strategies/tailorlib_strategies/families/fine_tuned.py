@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from tailorlib.console import say
 from tailorlib.exceptions import ModelError
 from tailorlib.models.adapter import CONFIG, WEIGHTS
-from tailorlib.models.cache import build_once, cache_root
+from tailorlib.models.cache import build_once, cache_root, sha256_of
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import compute_dtype
-from tailorlib.models.source import resolve, sha256_of
+from tailorlib.models.source import resolve
 from tailorlib.text import TextSource
 from tailorlib_strategies.families.fine_tuning import REPORT, FineTuning, FineTuningReport
 
@@ -77,7 +78,7 @@ class FineTunedFamily(ModelFamily):
         def build(target: Path) -> None:
             from tailorlib_strategies.families.training import fine_tune  # Lightning and PEFT load for seconds
 
-            say(f"Fine-tuning {name} on {fine_tuning.tokens:,} tokens; it is kept in the cache")
+            say(f"Fine-tuning {escape(name)} on {fine_tuning.tokens:,} tokens; it is kept in the cache")
             fine_tune(base, fine_tuning, target, name, self._training_dtype())
 
         return build_once(cache_root() / "adapters" / fine_tuning.digest(content), build, valid=_is_whole)
@@ -96,7 +97,7 @@ def comparison_table(reports: dict[str, FineTuningReport]) -> Table:
         table.add_column(column, justify="right")
     for name, report in reports.items():
         perplexities = (f"{report.base_perplexity:.2f}", f"{report.perplexity:.2f}")
-        table.add_row(name, f"{report.tokens:,}", f"{report.seconds:.0f} s", *perplexities)
+        table.add_row(escape(name), f"{report.tokens:,}", f"{report.seconds:.0f} s", *perplexities)
     return table
 
 

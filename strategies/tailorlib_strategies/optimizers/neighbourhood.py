@@ -10,7 +10,7 @@ import numpy as np
 
 from tailorlib.distributions import Float, ParamValue, Subset
 from tailorlib_strategies.optimizers.features import Features, Items, Valuation
-from tailorlib_strategies.optimizers.variation import Genome, Variation
+from tailorlib_strategies.optimizers.variation import Arm, Genome, Variation
 
 PROBES = 48
 """Random candidates from which it is learnt which layer a member of a subset removes."""
@@ -51,7 +51,13 @@ class Neighbourhood:
         self._removes = self._learn(rng)
 
     def descend(
-        self, genome: Genome, valuation: Valuation, steps: int, tries: int, rng: np.random.Generator
+        self,
+        genome: Genome,
+        valuation: Valuation,
+        steps: int,
+        tries: int,
+        rng: np.random.Generator,
+        arm: Arm | None = None,
     ) -> Genome:
         """Take the steps that are worth least, as long as they are worth less; the first one in any case.
 
@@ -61,12 +67,13 @@ class Neighbourhood:
             steps: The largest number of steps.
             tries: Number of steps that are tried for each.
             rng: Draws the steps.
+            arm: The only kinds of steps to take; all by default.
         """
         place = self._place(genome)
         for taken in range(steps):
             here = valuation(place.general, place.layers)
             names = (name for items in (place.general, *place.layers.values()) for name, _ in items)
-            kinds = self._variation.kinds(names)
+            kinds = self._variation.kinds(names, arm)
             order = sorted(place.layers)
             found, least = None, here if taken else math.inf
             for _ in range(tries):

@@ -13,10 +13,11 @@ from tailorlib.exceptions import RecipeError
 from tailorlib.search_space import SearchSpace
 from tailorlib.seeding import numpy_generator
 from tailorlib.trial import Trial
+from tailorlib_strategies.optimizers.arms import Arms
 from tailorlib_strategies.optimizers.features import Features, Valuation
 from tailorlib_strategies.optimizers.linear_model import LinearModel, clipped, standardised
 from tailorlib_strategies.optimizers.neighbourhood import Neighbourhood
-from tailorlib_strategies.optimizers.variation import Genome, Variation
+from tailorlib_strategies.optimizers.variation import Arm, Genome, Variation
 
 Vector = NDArray[np.float64]
 Key = frozenset[tuple[str, ParamValue]]
@@ -24,8 +25,6 @@ FIRST_VARIANCES = (0.1, 0.03, 0.03, 0.02, 0.01, 0.002, 0.002, 0.002, 0.05, 0.05)
 """Of the weights in each group of features, and of the noise; losses have variance 1."""
 CLIP = 4.0
 """What is worse than the best by so many times the median's distance is hopeless, and need not be told apart."""
-FAILURES = 4
-"""After so many trials in a row without a better candidate, proposals stay nearer."""
 
 
 class StructuredBayes(Optimizer):
@@ -39,7 +38,8 @@ class StructuredBayes(Optimizer):
     much as it was scored on fewer samples. A proposal takes one draw of the posterior and goes downhill from one
     of the best candidates by typed steps, at most ``radius`` of them: in hundreds of dimensions a draw is wrong
     far away. The radius grows after a success and shrinks after failures, as in TuRBO (arXiv 1910.01739). Failed
-    candidates count as bad ones.
+    candidates count as bad ones. A proposal changes either which layers there are or what they are made of, each
+    in proportion to what it brought (:class:`~tailorlib_strategies.optimizers.arms.Arms`).
 
     Args:
         starts: Number of trials before the model is used; those that warm starts don't fill are single steps from
@@ -95,18 +95,21 @@ class StructuredBayes(Optimizer):
         self._fidelities: list[float] = []
         self._genomes: list[Genome] = []
         self._seen: set[Key] = set()
-        self._reach, self._failures = float(self.radius), 0
+        self._arms = Arms(self._variation.arms, {"layers": max(1, self.radius // 2), "plans": self.radius})
+        self._made: dict[Key, Arm] = {}
 
     def _tell(self, trial: Trial) -> None:
         key = frozenset(trial.params.items())
         self._seen.add(key)
-        better = self._leads(trial, key)
+        gain = self._gain(trial, key)
         own = trial.origin == "optimizer"  # a warm start says nothing of how far a proposal may go
         if key in self._rows:
             at = self._rows[key]
+            if key in self._made:
+                self._arms.pay(self._made[key], max(0.0, trial.fidelity - self._fidelities[at]), new=False)
             self._losses[at], self._fidelities[at] = trial.loss, trial.fidelity
-            if own and better:  # it had its chance to fail when it was told first
-                self._adapt(better)
+            if key in self._made and gain > 0:  # it had its chance to fail when it was told first
+                self._arms.judge(self._made[key], gain)
             return
         if not self._rows and not own:
             self._features.settle(trial.params)
@@ -115,24 +118,23 @@ class StructuredBayes(Optimizer):
         self._losses.append(trial.loss)
         self._fidelities.append(trial.fidelity)
         self._genomes.append(self._variation.genome(trial.params))
-        if own:
-            self._adapt(better)
+        if key in self._made:
+            self._arms.pay(self._made[key], trial.fidelity, new=True)
+            self._arms.judge(self._made[key], gain)
 
-    def _leads(self, trial: Trial, key: Key) -> bool:
-        """Say whether a trial is better than all others on as many samples: on fewer, somebody was only lucky."""
-        others = (
+    def _gain(self, trial: Trial, key: Key) -> float:
+        """Return by how much a trial is better than all others, 0 if it isn't.
+
+        It is one on as many samples as any: on fewer, somebody may only have been lucky.
+        """
+        if trial.fidelity < max(self._fidelities, default=0.0) or not math.isfinite(trial.loss):
+            return 0.0
+        others = [
             loss
             for i, (loss, fidelity) in enumerate(zip(self._losses, self._fidelities, strict=True))
-            if fidelity >= trial.fidelity and i != self._rows.get(key)
-        )
-        return trial.loss < min(others, default=math.inf)
-
-    def _adapt(self, better: bool) -> None:
-        self._failures = 0 if better else self._failures + 1
-        if better:
-            self._reach = min(2 * self._reach, 4.0 * self.radius)
-        elif self._failures >= FAILURES:
-            self._reach, self._failures = max(1.0, self._reach / 2), 0
+            if fidelity >= trial.fidelity and i != self._rows.get(key) and math.isfinite(loss)
+        ]
+        return max(0.0, min(others) - trial.loss) if others else 0.0
 
     def _ask(self) -> Params:
         works = [i for i, loss in enumerate(self._losses) if math.isfinite(loss)]
@@ -147,16 +149,18 @@ class StructuredBayes(Optimizer):
         best = sorted(works, key=lambda i: (float(losses[i]), i))[: self.elite]
         for attempt in range(8):  # a known candidate teaches nothing: go further each time
             start = dict(self._genomes[best[int(self.rng.integers(len(best)))]])
-            far = 1 if valuation is None else max(1, round(self._reach))
-            steps = 1 + attempt + int(self.rng.integers(far))
-            params = self.space.active(self._moved(start, valuation, steps))
+            arm = self._arms.draw(self.rng)
+            steps = 1 + attempt + int(self.rng.integers(1 if valuation is None else self._arms.reach(arm)))
+            params = self.space.active(self._moved(start, valuation, steps, arm))
             if frozenset(params.items()) not in self._seen:
                 break
+        if valuation is not None and arm is not None:
+            self._made[frozenset(params.items())] = arm
         return self._new(params)
 
-    def _moved(self, genome: Genome, valuation: Valuation | None, steps: int) -> Genome:
+    def _moved(self, genome: Genome, valuation: Valuation | None, steps: int, arm: Arm | None) -> Genome:
         if valuation is not None:
-            return self._neighbourhood.descend(genome, valuation, steps, self.tries, self.rng)
+            return self._neighbourhood.descend(genome, valuation, steps, self.tries, self.rng, arm)
         for _ in range(steps):
             self._variation.step(genome, self.rng)
         return genome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from tailorlib.search_space import SearchSpace
 _INDEXED = re.compile(r"^(?P<kind>.*?)(?P<index>\d+)(?P<rest>\..+)$")
 Genome = dict[str, ParamValue]
 """All parameters of a candidate, the inactive ones too."""
+Arm = Literal["layers", "plans"]
+"""Which layers there are, and what each is made of."""
 
 
 class Variation:
@@ -61,13 +64,26 @@ class Variation:
         if names:
             self.change(genome, names[int(rng.integers(len(names)))], rng)
 
-    def kinds(self, active: Iterable[str]) -> dict[str, list[str]]:
-        """Return the names of active parameters that can change: those of swaps, nudges and choices."""
+    def kinds(self, active: Iterable[str], arm: Arm | None = None) -> dict[str, list[str]]:
+        """Return the names of active parameters that can change: those of swaps, nudges and choices.
+
+        Args:
+            active: Names of the active parameters.
+            arm: Leave only swaps, or all but swaps.
+        """
         kinds: dict[str, list[str]] = {"swap": [], "nudge": [], "choice": []}
         for name in active:
-            if name in self._kinds:
-                kinds[self._kinds[name]].append(name)
+            kind = self._kinds.get(name)
+            if kind is not None and arm in (None, "layers" if kind == "swap" else "plans"):
+                kinds[kind].append(name)
         return kinds
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The halves of the search that the space has: which layers there are, and what each is made of."""
+        kinds = set(self._kinds.values())
+        halves: tuple[tuple[Arm, bool], ...] = (("layers", "swap" in kinds), ("plans", bool(kinds - {"swap"})))
+        return tuple(arm for arm, there in halves if there)
 
     def change(self, genome: Genome, name: str, rng: np.random.Generator) -> None:
         """Change a parameter in place."""

@@ -44,7 +44,7 @@ class JSONLines(TextSource):
         where = f"line {number} of {self.path!r}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"Each line is a JSON object; {where} is none: {error}.") from error
         if not isinstance(record, dict):
             raise DataError(f"Each line is a JSON object; {where} is a {type(record).__name__}.")
@@ -84,7 +84,9 @@ class PlainText(TextSource):
 def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"The text file {path!r} can't be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"A text file is in UTF-8; {path!r} is not: {error}. Convert it.") from error
+    except (OSError, ValueError) as error:  # a ValueError is what a path with a NUL in it gives
+        raise DataError(
+            f"The text file {path!r} can't be read: {getattr(error, 'strerror', None) or error}."
+        ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.markup import escape
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,9 +17,8 @@ from torch import Tensor
 from tailorlib.console import bar, say
 from tailorlib.evaluation.text import prefix_token
 from tailorlib.exceptions import DataError, ModelError
-from tailorlib.models.cache import build_once, cache_root
+from tailorlib.models.cache import build_once, cache_root, sha256_of
 from tailorlib.models.checkpoint import INDEX, SafetensorsCheckpoint
-from tailorlib.models.source import sha256_of
 from tailorlib.models.statistics.collect import Collected, calibration_rows, collect
 from tailorlib.models.stitching import Stitcher
 from tailorlib.operation import Statistic
@@ -123,7 +123,8 @@ class LayerStatistics:
 
     def _build(self, kind: Statistic, model: str, folder: Path) -> None:
         family, tokens = self.family, sum(token != row[0] for row in self.rows for token in row)
-        say(f"Gathering {kind} statistics of {model} over {tokens:,} tokens, once: they are kept in the cache")
+        what = f"{kind} statistics of {escape(model)} over {tokens:,} tokens"
+        say(f"Gathering {what}, once: they are kept in the cache")
         # a live model of its own: the family's may be half stitched, and computes in another data type
         stitcher = Stitcher(
             family.assembly,

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.optimizers import Evolution, RandomSearch, StructuredBayes
+from tailorlib_strategies.optimizers.arms import FAILURES, LEAST, Arms
 from tailorlib_strategies.optimizers.features import AWAY, DEPTH, MEMBER, PAIR, SEAM, SHARED, Features, Valuation
 from tailorlib_strategies.optimizers.linear_model import LinearModel, clipped, standardised
 from tailorlib_strategies.optimizers.neighbourhood import Neighbourhood
-from tailorlib_strategies.optimizers.variation import Variation
+from tailorlib_strategies.optimizers.variation import Arm, Variation
 from tailorlib_strategies.search_spaces import DepthIntegrationSpace, FoldingSpace, LayerFusionSpace, PruningSpace
 
 from tailorlib import FamilyLayout, Optimizer, Params, SearchSpace, Subset
@@ -342,39 +343,78 @@ def test_only_a_warm_start_is_a_home(origin: str, expected: float) -> None:
     assert list(optimizer._features({"removed": (1, 6, 7)})[optimizer._features.groups == AWAY]) == [expected]
 
 
-def test_warm_starts_do_not_widen_the_trust_region() -> None:
-    own = PruningSpace(LayerRemoval(count=3))
-    own.setup(FamilyLayout(("a", "b"), 10, ("full_attention",) * 10))
-    reaches = {}
-    for origin in ("a start", "optimizer"):
-        optimizer = StructuredBayes(radius=2)
-        optimizer.setup(own, 0)
-        rng = numpy_generator("starts")
-        for number in range(4):  # each better than the one before
-            params = own.sample(rng)
-            optimizer.tell(Trial(number, params, own.decode(params), "complete", float(number), origin=origin))
-        reaches[origin] = optimizer._reach
-    assert reaches == {"a start": 2.0, "optimizer": 8.0}
+def test_the_halves_of_a_candidate_get_trials_by_what_they_brought_per_cost() -> None:
+    rng = numpy_generator("arms")
+
+    def shares(gains: dict[Arm, float], costs: dict[Arm, float]) -> float:
+        arms, spent = Arms(("layers", "plans"), {"layers": 2, "plans": 4}), {"layers": 0.0, "plans": 0.0}
+        for _ in range(400):
+            arm = arms.draw(rng)
+            assert arm is not None
+            arms.pay(arm, costs[arm], new=True)
+            arms.judge(arm, gains[arm])
+            spent[arm] += costs[arm]
+        return spent["layers"] / sum(spent.values())
+
+    even: dict[Arm, float] = {"layers": 1.0, "plans": 1.0}
+    assert shares({"layers": 0.0, "plans": 0.0}, even) == pytest.approx(0.5, abs=0.02)
+    assert shares({"layers": 0.1, "plans": 0.1}, even) == pytest.approx(0.5, abs=0.02)
+    assert shares({"layers": 0.3, "plans": 0.2}, even) == pytest.approx(0.6, abs=0.02)
+    assert shares({"layers": 1.0, "plans": 0.0}, even) == pytest.approx(1 - LEAST, abs=0.02)
+    assert shares({"layers": 0.0, "plans": 1.0}, even) == pytest.approx(LEAST, abs=0.02)
+    # what is cheap and brings as much is worth more: 0.1 per 0.25 against 0.1 per 1
+    assert shares({"layers": 0.1, "plans": 0.1}, {"layers": 0.25, "plans": 1.0}) == pytest.approx(0.65, abs=0.03)
 
 
-def test_a_lucky_score_on_few_samples_is_no_bar_for_scores_on_all() -> None:
-    optimizer = StructuredBayes(radius=2)
-    own = make_space()
+def test_steps_go_further_after_a_success_and_stay_nearer_after_failures() -> None:
+    arms = Arms(("layers", "plans"), {"layers": 2, "plans": 4})
+    arms.judge("layers", 0.1)
+    assert (arms.reach("layers"), arms.reach("plans")) == (4, 4)
+    for _ in range(3):
+        arms.judge("layers", 0.1)
+    assert arms.reach("layers") == 8  # four times the first
+    for _ in range(FAILURES):
+        arms.judge("plans", 0.0)
+    assert arms.reach("plans") == 2
+    assert Arms((), {}).draw(numpy_generator("none")) is None
+    assert Arms(("plans",), {"plans": 4}).draw(numpy_generator("one")) == "plans"
+
+
+def test_a_proposal_changes_one_half_of_a_candidate() -> None:
+    own, optimizer = make_space(), StructuredBayes(starts=4)
+    optimizer.setup(own, 0)
+    rng, known = numpy_generator("halves"), []
+    for number in range(4):
+        params = own.sample(rng)
+        known.append(own.decode(params))
+        optimizer.tell(Trial(number, params, known[-1], "complete", float(rng.random()), origin="a start"))
+    for number in range(4, 24):
+        params = optimizer.ask()
+        found = own.decode(params)
+        plans = [{p.sources[0].layer: p for p in other.layers} for other in known]
+        new = {p.sources[0].layer: p for p in found.layers}
+        same_layers = [set(old) == set(new) for old in plans]
+        same_plans = [all(old[i] == new[i] for i in old.keys() & new.keys()) for old in plans]
+        assert any(same_layers) or any(same_plans)
+        known.append(found)
+        optimizer.tell(Trial(number, params, found, "complete", float(rng.random())))
+
+
+def test_a_lucky_score_on_few_samples_is_no_gain_and_no_bar() -> None:
+    optimizer, own = StructuredBayes(), make_space()
     optimizer.setup(own, 0)
     rng = numpy_generator("lucky")
 
-    def told(score: float, fidelity: float, params: Params | None = None) -> Params:
+    def gain(score: float, fidelity: float, params: Params | None = None) -> float:
         params = own.sample(rng) if params is None else params
         trial = Trial(0, params, own.decode(params), "complete", score, samples=1, fidelity=fidelity)
+        found = optimizer._gain(trial, frozenset(params.items()))
         optimizer.tell(trial)
-        return params
+        return found
 
-    told(9.0, 0.1)
-    told(1.0, 1.0)  # the best on all samples
-    assert optimizer._reach == 8.0
-    promoted = told(5.0, 0.1)
-    assert optimizer._failures == 1
-    told(2.0, 1.0, promoted)  # the success of one that went on counts
-    assert optimizer._failures == 0
-    told(1.5, 1.0)
-    assert optimizer._failures == 1
+    assert gain(9.0, 0.1) == 0.0  # there is nothing to compare it with
+    assert gain(1.0, 1.0) == 0.0
+    promoted = own.sample(rng)
+    assert gain(5.0, 0.1, promoted) == 0.0  # only on few samples
+    assert gain(2.0, 1.0, promoted) == 1.0  # better than 1.0, whatever 9.0 was
+    assert gain(1.5, 1.0) == 0.0
