@@ -246,7 +246,7 @@ def _describe(reference: str) -> Described:
         ) from error
     config = config.get_text_config()
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return Described(reference, config.model_type, int(config.num_hidden_layers), model.num_parameters())
 
 

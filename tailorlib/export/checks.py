@@ -81,7 +81,7 @@ class Subject:
         try:
             with _quiet():
                 model, info = AutoModelForCausalLM.from_pretrained(
-                    self.folder, dtype=dtype, output_loading_info=True
+                    self.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
                 )
         except Exception as error:  # transformers raises many kinds for a folder that it can't load
             raise DifferenceError(f"transformers can't load it: {type(error).__name__}: {error}") from error
@@ -244,7 +244,7 @@ def _tokenizer(subject: Subject) -> str:
     except ModelError:
         return "the base has none"
     try:
-        found = AutoTokenizer.from_pretrained(subject.folder)
+        found = AutoTokenizer.from_pretrained(subject.folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a tokenizer that it can't load
         raise DifferenceError(f"transformers can't load it: {type(error).__name__}: {error}") from error
     for text in _TEXTS:

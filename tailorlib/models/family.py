@@ -226,7 +226,7 @@ class ModelFamily:
         """
         if self._tokenizer is None:
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.source.folder)
+                self._tokenizer = AutoTokenizer.from_pretrained(self.source.folder, trust_remote_code=False)
             except (OSError, ValueError, KeyError) as error:
                 raise ModelError(
                     f"The base model {str(self.source.folder)!r} has no tokenizer that "
@@ -409,7 +409,7 @@ def load_config(source: ModelSource) -> Any:
         ModelError: If there is none, or transformers can't read it.
     """
     try:
-        return AutoConfig.from_pretrained(source.folder)
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for a config that it can't read
         raise ModelError(f"The config of {str(source.folder)!r} can't be read: {error}") from error
 

@@ -38,7 +38,9 @@ def build_skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """
     # rotary tables are in no checkpoint: only __init__ makes them; weights come later, nothing has to be drawn
     with init_empty_weights(include_buffers=False), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+        )
     return model.requires_grad_(False).eval()
 
 

@@ -48,7 +48,7 @@ def fine_tune(
         ModelError: If the variant does not become better than the base.
     """
     training, held_out = fine_tuning.documents()
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     rows = training_rows(tokenizer, training, fine_tuning)
     batches = [rows[i : i + fine_tuning.batch_size] for i in range(0, len(rows), fine_tuning.batch_size)]
     steps = [{"input_ids": batch, "labels": batch} for batch in batches]
@@ -89,7 +89,7 @@ class FineTuningModule(pl.LightningModule):
 
         super().__init__()
         self.fine_tuning, self.steps = fine_tuning, steps
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
         lora = LoraConfig(
             r=fine_tuning.rank, lora_alpha=2 * fine_tuning.rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
