@@ -220,9 +220,8 @@ def _named(candidates: Sequence[str]) -> dict[str, str]:
             reference = spec
             name = re.sub(r"\W+", "-", Path(spec.partition("#")[0]).stem.lower()).strip("-") or "candidate"
         if name in found or name == BASE:
-            faults.append(
-                f"Candidates have names of their own, got {name!r} twice. Write NAME=MODEL for one of them."
-            )
+            whose = "the base's" if name == BASE else "given twice"
+            faults.append(f"Candidates have names of their own, got {name!r}, which is {whose}. Write NAME=MODEL.")
         found[name] = reference
     if faults:
         raise RecipeError(faults)

@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tailorlib.journal import FILE_NAME, Journal, read_trials
 from tailorlib.seeding import numpy_generator
@@ -29,6 +32,7 @@ def search(argv: list[str], calls: int | None) -> None:
     from tailorlib.cli import main
 
     os.setpgrp()
+    torch.set_num_threads(1)  # sums have one order
     seen = 0
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,6 +151,22 @@ def test_a_study_goes_on_in_another_place(
     assert run(context, ["search", "--resume", str(moved)]) == 0
     assert trials_of(moved) == trials_of(tmp_path / "whole")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow  # two processes that import everything
+def test_a_study_goes_on_with_another_number_of_processes(
+    recipe: dict[str, Any], write: Write, tmp_path: Path, context: Any
+) -> None:
+    recipe["family"]["init_args"]["dtype"] = "float32"
+    recipe["study"] |= {"existing": "resume", "batch_size": 2}
+    argv = ["search", "--config", write(recipe), "--trainer.strategy", "candidates"]
+    assert run(context, [*argv, "--study.directory", str(tmp_path / "whole")]) == 0
+    assert run(context, [*argv, "--study.trials", "4"]) == 0
+    command = [sys.executable, "-m", "tailorlib.cli", *argv, "--trainer.devices", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, timeout=300, stdout=subprocess.DEVNULL)
+    assert trials_of(tmp_path / "run") == trials_of(tmp_path / "whole")
+    assert [s["ranks"] for s in Journal.read(tmp_path / "run").sessions] == [1, 2]
 
 
 @pytest.mark.parametrize("cut", [1, 40, 400])
