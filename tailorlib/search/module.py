@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +17,7 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError
 from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
-from tailorlib.models.precision import DtypeName, compute_dtype, dtype_name
+from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.shared import SharedFolder
 from tailorlib.pareto import knee, study_result
 from tailorlib.report.figures import front_figure, history_figure, importance_figure, layer_map_figure
@@ -30,6 +26,7 @@ from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.search.proposer import Proposal, Replay
 from tailorlib.search.ranks import share_weights
 from tailorlib.search.sample_store import read_samples
+from tailorlib.search.sessions import changed_versions, environment, moment, recorded_dtype, session_facts
 from tailorlib.search.study import Study
 from tailorlib.search.tracking import Tracker
 from tailorlib.search.validator import Validator
@@ -376,41 +373,6 @@ class SearchModule(LightningModule):
             with step(f"Warm start {start.label}"):
                 starts += [(start.label, t) for t in start.starts(context)]
         return starts
-
-
-def recorded_dtype(journal: Journal) -> DtypeName | None:
-    """Return the data type that a study computed in."""
-    return cast("DtypeName | None", journal.header.environment.get("compute_dtype"))
-
-
-def environment() -> dict[str, str]:
-    """Return the versions that can change a study's numbers."""
-    packages = ("tailorlib", "torch", "transformers", "lightning", "lm-eval", "nevergrad", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def changed_versions(journal: Journal) -> list[str]:
-    """Return which versions differ from those that a study last ran with, as ``"torch 2.12 -> 2.13"``."""
-    last = journal.sessions[-1].get("versions", {}) if journal.sessions else journal.header.environment
-    now = environment()
-    return [f"{name} {last[name]} -> {now[name]}" for name in now if name in last and last[name] != now[name]]
-
-
-def session_facts(ranks: int, device: torch.device) -> dict[str, Any]:
-    """Return where and when a process begins to work on a study, and with what."""
-    return {
-        "time": moment(),
-        "host": platform.node(),
-        "process": os.getpid(),
-        "ranks": ranks,
-        "device": device.type,
-        "versions": environment(),
-    }
-
-
-def moment() -> str:
-    """Return the time now, in ISO format, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _parts(measurement: Measurement) -> dict[str, float]:

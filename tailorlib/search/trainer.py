@@ -28,10 +28,11 @@ from tailorlib.report.pictures import draw_study
 from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
 from tailorlib.search.benchmark import run_benchmark
-from tailorlib.search.module import SearchModule, recorded_dtype
+from tailorlib.search.module import SearchModule
 from tailorlib.search.plan import plan_table
 from tailorlib.search.progress import SearchProgress
 from tailorlib.search.ranks import leaving_together
+from tailorlib.search.sessions import recorded_dtype
 from tailorlib.search.signals import listen
 from tailorlib.search.study import Study
 from tailorlib.trial import Trial

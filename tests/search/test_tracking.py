@@ -200,12 +200,12 @@ def test_each_process_that_worked_on_a_study_is_on_record(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import tailorlib.search.module as module
+    import tailorlib.search.sessions as sessions
 
     path, run = write(recipe), tmp_path / "run"
     assert main(["search", "--config", path, "--study.trials", "3"]) == 0
-    now = module.environment()
-    monkeypatch.setattr(module, "environment", lambda: {**now, "torch": "99.0"})
+    now = sessions.environment()
+    monkeypatch.setattr(sessions, "environment", lambda: {**now, "torch": "99.0"})
     assert main(["search", "--resume", str(run), "--study.trials", "4"]) == 0
     assert f"torch {now['torch']} -> 99.0" in capsys.readouterr().out
     journal = Journal.read(run)
