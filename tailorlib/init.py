@@ -150,6 +150,9 @@ search_space:
 
 optimizer: StructuredBayes
 
+# Candidates that fall behind are given up early. `study.trials` counts evaluations on all samples.
+scheduler: Racing
+
 # The search begins with Block Influence's removal, of the base and of merges at these scales.
 warm_starts:
   - class_path: BlockInfluence
@@ -171,10 +174,16 @@ fitness:
     parts:
       code:
         class_path: Perplexity
-        init_args: {{text: {{class_path: StandardLibraryCode, init_args: {{split: search}}}}, max_tokens: 4096}}
+        init_args:
+          text: {{class_path: StandardLibraryCode, init_args: {{split: search}}}}
+          context_length: 128
+          max_tokens: 4096
       prose:
         class_path: Perplexity
-        init_args: {{text: {{class_path: PydocTopics, init_args: {{split: search}}}}, max_tokens: 4096}}
+        init_args:
+          text: {{class_path: PydocTopics, init_args: {{split: search}}}}
+          context_length: 128
+          max_tokens: 4096
 {search_tasks}
 # The final table: data that the search never saw, and baselines without a search.
 benchmark:
