@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 
+from tailorlib import registry
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +47,15 @@ def global_randomness_untouched() -> Iterator[None]:
     yield
     changed = [name for name, state in _states().items() if state != before[name]]
     assert not changed, f"The test drew from the global random generator of {', '.join(changed)}."
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plugins_forgotten() -> Iterator[None]:
+    """What tests name with ``--plugins`` is no plugin in the next file."""
+    before = set(registry._named_modules)
+    yield
+    registry._named_modules.clear()
+    registry._named_modules.update(before)
 
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
