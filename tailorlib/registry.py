@@ -138,7 +138,8 @@ def load_plugin(spec: str) -> None:
     if not path.is_file():
         raise PluginError(f"--plugins takes a .py file or an importable module; there is no file {spec!r}.")
     name = f"tailorlib_local_{path.stem}_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    if name in sys.modules:
+    if name in sys.modules:  # imported before
+        _named_modules.add(name)
         return
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None
