@@ -31,6 +31,8 @@ def is_first_rank() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+FLAGS = ("--quiet", "--json")
+"""Taken off any command line before its verb sees it."""
 _facts: TextIO | None = None
 """Where facts for scripts go; ``None`` if no script listens."""
 
@@ -50,7 +52,7 @@ def speaking(args: Sequence[str]) -> Iterator[list[str]]:
             redirected.enter_context(redirect_stdout(sys.stderr))
         console.quiet = "--quiet" in args
         try:
-            yield [a for a in args if a not in ("--quiet", "--json")]
+            yield [a for a in args if a not in FLAGS]
         finally:
             _facts, console.quiet, console.stderr = before
 

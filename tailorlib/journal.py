@@ -345,8 +345,7 @@ def _acquire(directory: Path) -> FileLock:
     except Timeout as error:
         raise JournalError(
             f"One process at a time works in {str(directory)!r}; {_holder_of(directory)} holds it. Wait until it "
-            f"ends, "
-            "or stop it: all that it finished is on disk."
+            "ends, or stop it: all that it finished is on disk."
         ) from error
     with suppress(OSError):  # only a name for the message above; a full disk shows where it matters
         (directory / ".holder").write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")

@@ -39,8 +39,8 @@ class TailorCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         about = (
             f"Cut and stitch language models. Beside the subcommands below there are {', '.join(LIGHT)}: see "
-            f"tailor VERB --help. "
-            "With any verb: --quiet says nothing but errors; --json writes JSON lines to the standard output."
+            "tailor VERB --help. With any verb: --quiet says nothing but errors; --json writes JSON lines to the "
+            "standard output."
         )
         quiet = {"exit_on_error": False, "description": about}
         super().__init__(

@@ -130,6 +130,9 @@ def clean_message(message: str) -> str:
     noise = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
     lines = [line.strip() for line in message.splitlines()]
     kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
+    given = re.search(r"Given value: (.{1,80})$", message, flags=re.MULTILINE)
+    if given and "Got value" not in message:
+        kept.append(f"Got {given[1]!r}.")
     return " ".join(kept)
 
 

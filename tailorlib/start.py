@@ -17,11 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake of the user.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    verb = next((a for a in args if not a.startswith("-")), None)
     gc.disable()
     try:
+        from tailorlib.console import FLAGS
         from tailorlib.light import LIGHT
 
+        verb = next((a for a in args if a not in FLAGS), None)
         if verb in LIGHT:
             from tailorlib.light import main as run
         else:

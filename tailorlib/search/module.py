@@ -296,8 +296,7 @@ class SearchModule(LightningModule):
         if changed:
             say(
                 f"[yellow]![/] The study began with other versions: {'; '.join(changed)}. Recorded trials are "
-                f"taken as "
-                "they are; new ones can differ from what the old versions would have found."
+                "taken as they are; new ones can differ from what the old versions would have found."
             )
         return journal
 

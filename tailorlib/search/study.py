@@ -52,8 +52,7 @@ class StudySettings:
         host_prefix_cache_mib: The same in the host's memory, for what has no room on an accelerator.
         max_failures: Stop when that many trials in a row fail.
         trial_seconds: Time limit of one candidate on one process, in seconds: what takes longer is a failed trial.
-        Choose
-            it generously, several times what ``tailor plan`` says: with it, trials depend on the clock.
+            Choose it generously, several times what ``tailor plan`` says: with it, trials depend on the clock.
 
     Raises:
         RecipeError: If a number is out of range.

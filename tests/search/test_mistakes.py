@@ -10,6 +10,7 @@ import pytest
 
 from tailorlib.cli import main
 from tailorlib.journal import FILE_NAME
+from tailorlib.start import main as start
 from tailorlib.tailoring import LayerPlan, LayerSource, Tailoring
 from tailorlib.testing.tiny import write_tiny_model
 
@@ -278,3 +279,14 @@ def test_a_misspelt_override_is_answered_like_a_misspelt_recipe(
     assert "Nevergrad has no setting 'optimzer'. Did you mean 'optimizer'?" in capsys.readouterr().err
     assert main(["search", "--config", path, "--optimizer", "Nevergard"]) == 2
     assert "Did you mean 'Nevergrad'?" in capsys.readouterr().err
+
+
+def test_flags_before_a_verb_and_values_of_a_wrong_type_are_answered(
+    recipe: Recipe, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(["-x", "list"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["search", "--config", write(recipe), "--study.trial_seconds", "abc"]) == 2
+    message = capsys.readouterr().err
+    assert "study.trial_seconds" in message
+    assert "abc" in message
