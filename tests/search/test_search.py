@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from tailorlib_strategies.optimizers import RandomSearch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tailorlib import Params
 from tailorlib.cli import main
 from tailorlib.journal import FILE_NAME, read_trials
 from tailorlib.tailoring import Tailoring
@@ -283,8 +285,32 @@ def test_a_stopped_search_says_how_to_go_on(
     wait_for_trials(tmp_path / "run", 4, process)
     process.send_signal(number)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == status
+    assert process.returncode == status, out
     assert f"tailor search --resume {tmp_path / 'run'}" in out.replace("\n", "")
     assert "Traceback" not in out
     number_of_trials = len(read_trials(tmp_path / "run")[1])
     run("search", "--resume", str(tmp_path / "run"), "--study.trials", str(number_of_trials + 1))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_that_a_library_swallows_still_stops_the_search(
+    recipe: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Params] = []
+
+    class Swallows:
+        def __del__(self) -> None:  # Python prints what a destructor raises, and goes on
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def ask(self: RandomSearch) -> Params:
+        if len(asked) == 2:
+            Swallows()
+        asked.append(self.space.sample(self.rng))
+        return asked[-1]
+
+    monkeypatch.setattr(RandomSearch, "_ask", ask)
+    with pytest.raises(SystemExit) as stop:
+        main(["search", "--config", write(recipe), "--optimizer", "RandomSearch"])
+    assert stop.value.code == 1
+    origins = [trial.origin for trial in read_trials(tmp_path / "run")[1]]
+    assert len(asked) == origins.count("optimizer") == 3
