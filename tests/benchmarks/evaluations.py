@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS results (
 """
 PATIENCE = 120.0
 """Seconds that a process waits for others to have written."""
+PLACES = ("path", "include_path")
+"""Settings that say where data is; what it is tells their fingerprints."""
 
 
 class Key(NamedTuple):
@@ -292,11 +294,11 @@ def _described(value: Any) -> Any:
     from tailorlib.text import TextSource
 
     if isinstance(value, Fitness | TextSource):
-        own = {name: _described(v) for name, v in sorted(vars(value).items()) if not name.startswith("_")}
+        own = {name: v for name, v in sorted(vars(value).items()) if not name.startswith("_")}
         hidden = getattr(value, "_settings", None)  # what a fitness hands on to lm-eval
-        return [type(value).__name__, own, _described(hidden)]
+        return [type(value).__name__, _described(own), _described(hidden)]
     if isinstance(value, Mapping):
-        return {str(key): _described(v) for key, v in value.items()}
+        return {str(key): _described(v) for key, v in value.items() if key not in PLACES}
     if isinstance(value, list | tuple | set | frozenset):
         return [_described(v) for v in (sorted(value, key=repr) if isinstance(value, set | frozenset) else value)]
     return value if isinstance(value, str | int | float | bool | None) else repr(type(value))
