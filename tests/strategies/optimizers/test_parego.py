@@ -85,11 +85,12 @@ def test_weights_are_uniform_on_the_simplex() -> None:
     assert np.sum(drawn, axis=1) == pytest.approx(np.ones(1000))
 
 
-@pytest.mark.parametrize(("inner", "margin"), [(StructuredBayes, 0.3), (Optuna, 0.2)])
+@pytest.mark.parametrize(("inner", "margin"), [(StructuredBayes, 0.6), (Optuna, 0.2)])
 def test_a_pareto_front_is_approached_better_than_by_random_search(inner: type[Optimizer], margin: float) -> None:
-    space = make_space()
-    ours = [area(search(ParEGO(inner()), space, two_objectives, 50, seed, NAMES)) for seed in range(2)]
-    theirs = [area(search(RandomSearch(), space, two_objectives, 50, seed, NAMES)) for seed in range(2)]
+    """On six seeds: the area that one search dominates has a standard deviation of 0.3."""
+    space, seeds = make_space(), range(6)
+    ours = [area(search(ParEGO(inner()), space, two_objectives, 50, seed, NAMES)) for seed in seeds]
+    theirs = [area(search(RandomSearch(), space, two_objectives, 50, seed, NAMES)) for seed in seeds]
     assert max(ours + theirs) <= FRONT_AREA + 1e-9
     assert np.mean(ours) >= np.mean(theirs) + margin
 
