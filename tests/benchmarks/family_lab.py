@@ -9,8 +9,8 @@ A space is ``KIND@SHARE``, or ``KIND:key=value,...@SHARE``, with the share of th
 - ``fold``: merged layers, and removed ones folded into their neighbours
 
 ``pool=A+B`` leaves only these candidates: :func:`pooled` makes the place for it. A start is ``cold``,
-``influence`` (Block Influence, and all candidates merged at some scales) or ``designed`` (the GPTailor paper's);
-``influence:text=NAME`` calibrates on one text.
+``influence`` (Block Influence, and all candidates merged at some scales), ``laco`` (for ``fold``) or ``designed``
+(the GPTailor paper's); ``influence:text=NAME`` calibrates on one text.
 """
 
 from __future__ import annotations
@@ -244,6 +244,9 @@ def starts_of(place: Place, start: str, space: str) -> Starts:
     influence = BlockInfluence(calibration)
     if wanted.scaled:
         influence = BlockInfluence(calibration, merge_scales=SCALES, merge=wanted.operation)
+    if kind == "laco":
+        proposed = baseline(place, "LaCo", wanted.share)
+        return () if proposed is None else (("LaCo", proposed),)
     chosen: WarmStart = influence
     if kind == "designed":
         chosen = DesignedStart([influence, LeaveOneOut(calibration), AngularDistance(calibration)])
