@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
 from rich.errors import LiveError
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
@@ -121,11 +122,11 @@ def quieten() -> None:
 def step(what: str) -> Iterator[None]:
     """Show a spinner while something takes its time, and say when it is done."""
     if is_first_rank() and console.is_terminal:
-        with console.status(f"{what} ..."):
+        with console.status(f"{escape(what)} ..."):
             yield
     else:
         yield
-    say(f"[green]✓[/] {what}")
+    say(f"[green]✓[/] {escape(what)}")
 
 
 @contextmanager

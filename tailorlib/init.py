@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from rich.markup import escape
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tailorlib.console import emit, say
@@ -87,9 +88,9 @@ def init(
         raise RecipeError(wrong)
     write_text(Path(output), text, overwrite=overwrite)
     emit("recipe", {"file": output, "recipe": data})
-    say(f"[green]✓[/] Recipe written to {output}. Read it, then:")
-    say(f"  tailor plan --config {output}      # memory and time, before any weight is read")
-    say(f"  tailor search --config {output}")
+    say(f"[green]✓[/] Recipe written to {escape(output)}. Read it, then:")
+    say(f"  tailor plan --config {escape(output)}      # memory and time, before any weight is read")
+    say(f"  tailor search --config {escape(output)}")
 
 
 def recipe_text(

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tailorlib.exceptions import RecipeError, TailorError
@@ -110,7 +111,19 @@ class TailorCLI(LightningCLI):
             self.model = self._module(settings)
         else:
             self.model = settings["family"] if sections else None
-        self.trainer = self.instantiate_trainer()
+        self.trainer = self._trainer()
+
+    def _trainer(self) -> TailorTrainer:
+        """Make the trainer, and check it against a cluster's settings before anything is loaded."""
+        try:
+            trainer = self.instantiate_trainer()
+            launcher = trainer.strategy.launcher
+            environment = getattr(launcher, "cluster_environment", None)
+            if environment is not None:
+                environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+        except (MisconfigurationException, ImportError, ValueError) as error:
+            raise RecipeError(f"The section 'trainer' can't be had here. Lightning says: {error}") from error
+        return trainer  # type: ignore[return-value]
 
     def _module(self, settings: Namespace) -> SearchModule:
         study = Study(

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from rich.markup import escape
+
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError
@@ -43,7 +45,7 @@ def run_benchmark(
         except Exception as error:  # a baseline that can't be built must not cost the others their rows
             if name in (DENSE, FOUND):
                 raise
-            say(f"[yellow]![/] Benchmark: {name} failed and has no row: {error}")
+            say(f"[yellow]![/] Benchmark: {escape(name)} failed and has no row: {escape(str(error))}")
             continue
         if name == DENSE:
             row = replace(row, measurement=fitness.set_reference(row.measurement))
@@ -64,7 +66,8 @@ def _entries(
         try:
             proposals = baseline.propose(context)
         except Exception as error:  # such as one that lies outside the search space
-            say(f"[yellow]![/] Benchmark: {baseline.label} proposes nothing and has no row: {error}")
+            label, why = escape(baseline.label), escape(str(error))
+            say(f"[yellow]![/] Benchmark: {label} proposes nothing and has no row: {why}")
             continue
         for proposal in proposals[:1]:
             yield baseline.label, proposal, ""

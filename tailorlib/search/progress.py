@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -103,4 +104,4 @@ class SearchProgress(ProgressBar):
         if module.study.scheduler is not None:
             place = f"{trial.number + 1} (spent {module.spent:.1f}/{total})"
             figures += f"  on {trial.fidelity:.0%} of the samples"
-        say(f"trial {place}  {figures}  {trial.seconds:.1f} s  {trial.origin}{reason}")
+        say(f"trial {place}  {figures}  {trial.seconds:.1f} s  {escape(trial.origin + reason)}")

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
+from rich.markup import escape
 from rich.table import Table
 
 from tailorlib.console import emit, say, step
@@ -77,7 +78,7 @@ class TailorTrainer(Trainer):
         try:
             self._fit(model)
             if model.stopped:
-                say(f"[yellow]![/] The search ended early: {model.stopped}.")
+                say(f"[yellow]![/] The search ended early: {escape(model.stopped)}.")
             with leaving_together():
                 if self.is_global_zero:
                     self._conclude(model)
@@ -155,9 +156,9 @@ class TailorTrainer(Trainer):
         for name, text in (("tailoring.yaml", imported.tailoring.to_yaml()), ("recipe.yaml", imported.recipe())):
             write_text(folder / name, text, overwrite=overwrite)
         for note in imported.notes:
-            say(f"[yellow]![/] {note}")
-        say(f"[green]✓[/] Read {source}; build the model with:")
-        say(f"  tailor export {output}")
+            say(f"[yellow]![/] {escape(note)}")
+        say(f"[green]✓[/] Read {escape(source)}; build the model with:")
+        say(f"  tailor export {escape(output)}")
 
     def plan(self, model: SearchModule, calibrate: bool = True) -> None:
         """Say what a recipe would do, without reading weights: `tailor plan --config RECIPE`.
@@ -205,7 +206,7 @@ class TailorTrainer(Trainer):
             model.track_pictures()
             emit("stopped", {"trials": len(model.trials), "directory": model.study.directory})
             say(f"Stopped after {len(model.trials)} of {total} trials, all of them on disk. Go on with:")
-            say(f"  tailor search --resume {model.study.directory}")
+            say(f"  tailor search --resume {escape(str(model.study.directory))}")
             raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
 
     def _conclude(self, model: SearchModule) -> None:
@@ -276,4 +277,4 @@ def _refuse_occupied(study: Study) -> None:
 @rank_zero_only
 def _archive(study: Study) -> None:
     if (study.directory / FILE_NAME).exists():
-        say(f"[green]✓[/] The earlier study was moved to {archive(study.directory)}")
+        say(f"[green]✓[/] The earlier study was moved to {escape(str(archive(study.directory)))}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.markup import escape
+
 from tailorlib.console import say
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError
@@ -56,7 +58,7 @@ class Validator:
         try:
             return self._evaluator.measure(trial.tailoring)
         except EvaluationError as error:  # the search has its score; a study of hours needn't end for this one
-            say(f"[yellow]![/] Validation of trial {trial.number} failed: {error}")
+            say(f"[yellow]![/] Validation of trial {trial.number} failed: {escape(str(error))}")
             return None
 
     def patience_lost(self, validations: Mapping[int, Measurement]) -> bool:

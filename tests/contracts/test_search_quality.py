@@ -16,12 +16,11 @@ from tailorlib.search.proposer import Proposer
 from tailorlib.testing.landscapes import LANDSCAPES
 from tailorlib.trial import incumbent
 
-TRIALS, FEW = 200, 80
-"""Numbers of trials: of most optimizers, and of slow ones."""
+TRIALS = 200
 MARGINS = {"Evolution": 0.75, "StructuredBayes": 0.5}
 MARGIN = 0.95
 """The regret is at most this share of random search's after as many trials; those of our own promise more."""
-SLOW = {"SMAC": "fits a random forest for each proposal: a second each", "Optuna": "0.2 seconds a proposal"}
+SLOW = {"SMAC": "fits a random forest for each proposal: 0.4 seconds each", "Optuna": "0.2 seconds a proposal"}
 """Optimizers that are tested with ``-m slow``, and why."""
 CHEAP: dict[str, dict[str, object]] = {"StructuredBayes": {"tries": 24}}
 """Settings that make a test fast."""
@@ -63,9 +62,8 @@ def test_it_beats_random_search(name: str, landscape: str) -> None:
     cls = OPTIMIZERS.get(name)
     if required(cls):
         pytest.skip(f"{name} wraps another optimizer or needs settings: {', '.join(required(cls))}")
-    trials = FEW if name in SLOW else TRIALS
-    found = search(cls(**CHEAP.get(name, {})), landscape, trials)
-    assert found <= MARGINS.get(name, MARGIN) * by_chance(landscape, trials)
+    found = search(cls(**CHEAP.get(name, {})), landscape, TRIALS)
+    assert found <= MARGINS.get(name, MARGIN) * by_chance(landscape, TRIALS)
 
 
 def required(cls: type[Optimizer]) -> list[str]:

@@ -266,6 +266,40 @@ def test_wandb_offline_is_one_option_away(
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(
+    recipe: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "[red]run[/]"
+    run("search", "--config", write(recipe), "--study.trials", "4", "--study.directory", str(folder))
+    assert f"Model written to {folder}" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("accelerator", "tpu", "torch_xla"),
+        ("strategy", "nonsense", "invalid strategy name"),
+    ],
+)
+def test_a_trainer_that_cannot_be_had_is_one_message(
+    recipe: dict[str, Any], write: Write, capsys: pytest.CaptureFixture[str], setting: str, value: str, said: str
+) -> None:
+    assert main(["search", "--config", write(recipe), f"--trainer.{setting}", value]) == 2
+    error = capsys.readouterr().err
+    assert "section 'trainer' can't be had here" in error
+    assert said in error
+
+
+def test_a_trainer_unlike_its_slurm_job_is_one_message(
+    recipe: dict[str, Any], write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = {"JOB_ID": "1", "JOB_NAME": "study", "NTASKS": "4", "NTASKS_PER_NODE": "4", "PROCID": "0"}
+    for name, value in {**job, "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert main(["search", "--config", write(recipe), "--trainer.devices", "2"]) == 2
+    assert "--ntasks-per-node=4" in capsys.readouterr().err
+
+
 def test_an_earlier_study_is_refused_or_archived(
     recipe: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

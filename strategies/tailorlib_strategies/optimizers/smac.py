@@ -198,14 +198,14 @@ class SMAC(Optimizer):
             for i in (i for i, left in enumerate(patience) if left):
                 neighbours = [dict(genomes[i]) for _ in range(self.tries)]
                 for genome in neighbours:
-                    self._steps.variation.step(genome, self.rng)
+                    self._steps.variation.step(genome, self.rng, here[i])
                 near = [self.space.active(genome) for genome in neighbours]
                 gains = self._gains(near, least)
                 seen += [(float(g), p) for g, p in zip(gains, near, strict=True)]
                 top = int(np.argmax(gains))
                 patience[i] = PLATEAU if gains[top] > heights[i] else patience[i] - 1
                 if gains[top] >= heights[i]:
-                    genomes[i], heights[i] = neighbours[top], gains[top]
+                    genomes[i], heights[i], here[i] = neighbours[top], gains[top], near[top]
         seen.sort(key=lambda pair: -pair[0])
         return next((p for _, p in seen if not self._known(frozenset(p.items()))), seen[0][1])
 
