@@ -263,6 +263,11 @@ class Tailoring:
         Raises:
             RecipeError: If a key is unknown, a value is malformed, or the format is of another version.
         """
+        if isinstance(data, Mapping) and {"family", "search_space"} <= set(data):
+            raise RecipeError(
+                "A tailoring says what each layer is made of; this is a recipe, which asks for a search. Name the "
+                "folder of its run."
+            )
         _check_keys(data, {"tailoring", "embeddings", "norm", "head", "seed", "layers"}, "tailoring")
         check_size(data, "A tailoring")
         version = data.get("tailoring")

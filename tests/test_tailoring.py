@@ -125,6 +125,7 @@ def test_all_models_are_listed() -> None:
         (lambda: Tailoring.from_yaml("tailoring: 99"), "another version"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: 3"), "list of layer plans, got int"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayer: []"), "got also 'layer'"),
+        (lambda: Tailoring.from_yaml("family: {}\nsearch_space: {}"), "this is a recipe"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nseed: x\nlayers: []"), "whole number"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: [{sources: [base]}]"), "'model:layer'"),
         (lambda: Tailoring.from_yaml("tailoring: 1\nlayers: [{sources: ['base:-1']}]"), "'model:layer'"),
