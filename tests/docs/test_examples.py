@@ -80,6 +80,9 @@ def test_the_five_minutes(models: Path, capsys: pytest.CaptureFixture[str]) -> N
     capsys.readouterr()
     runpy.run_path(str(EXAMPLES / "load.py"))
     assert capsys.readouterr().out.startswith("The opposite of hot is")
+    runpy.run_path(str(EXAMPLES / "figures.py"))
+    assert Path("history.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in Path("map.svg").read_text(encoding="utf-8")
 
 
 def test_a_task_and_a_text_of_ones_own(
