@@ -20,9 +20,9 @@ TRIALS = 200
 MARGINS = {"Evolution": 0.75, "StructuredBayes": 0.5}
 MARGIN = 0.95
 """The regret is at most this share of random search's after as many trials; those of our own promise more."""
-SLOW = {"SMAC": "fits a random forest for each proposal: 0.4 seconds each", "Optuna": "0.2 seconds a proposal"}
+SLOW = {"SMAC": "fits a random forest for each proposal: 0.15 seconds each", "Optuna": "0.2 seconds a proposal"}
 """Optimizers that are tested with ``-m slow``, and why."""
-CHEAP: dict[str, dict[str, object]] = {"StructuredBayes": {"tries": 24}}
+CHEAP: dict[str, dict[str, object]] = {"StructuredBayes": {"tries": 24}, "SMAC": {"climbs": 2, "tries": 8}}
 """Settings that make a test fast."""
 
 
