@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument(
         "--show", action="store_true", help="score what was found on unseen data, and print the table"
     )
+    parser.add_argument("--scores", type=Path, help="write all candidates and their search scores")
     arguments = parser.parse_args()
     for spec in arguments.plugins:
         load_plugin(spec)
@@ -211,6 +212,12 @@ def main() -> None:
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, {versions}")
     print(f"$ python {shlex.join(sys.argv)}")
+    if arguments.scores:
+        own = lab(place).search
+        number = own.store.export(
+            arguments.scores, *own.keys, own.fitness.num_samples, lambda r: own.fitness.summarise(r).score
+        )
+        print(f"{number} candidates in {arguments.scores}")
     if arguments.show:
         began = time.perf_counter()
         wanted = [(name, share) for share in arguments.baselines for name in arguments.baseline_names]

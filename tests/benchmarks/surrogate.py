@@ -2,17 +2,20 @@
 """A surrogate of a real family's fitness, fitted to all evaluations that comparisons have made.
 
     python tests/benchmarks/surrogate.py fit FOLDER/evaluations.sqlite tests/benchmarks/surrogates/pocket.json
+    python tests/benchmarks/surrogate.py fit scores.jsonl.gz tests/benchmarks/surrogates/smollm2.json
     python tests/benchmarks/surrogate.py search tests/benchmarks/surrogates/pocket.json --names SMAC Evolution
 
-``fit`` takes the fitness with the most candidates in the store, fits ridge regression on features of layers and
-neighbours to four fifths of them, and states the rank correlation on the rest. ``search`` lets optimizers search
-the surrogate, in seconds. What it says of optimizers holds as far as the surrogate holds: it is a sum over layers
-and pairs of neighbours, which suits some of them.
+``fit`` fits ridge regression on features of layers and neighbours to four fifths of the candidates, and states the
+rank correlation on the rest. It takes candidates and their scores as ``family_searches.py --scores`` writes them,
+or a store: there the fitness of the most candidates, and the mean log-likelihood of its samples. ``search`` lets
+optimizers search the surrogate, in seconds. What it says of optimizers holds as far as the surrogate holds: it is
+a sum over layers and pairs of neighbours, which suits some of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import platform
@@ -110,18 +113,29 @@ def fit(rows: np.ndarray, scores: np.ndarray, ridge: float) -> np.ndarray:
     return weights
 
 
-def fitted(store: Evaluations, removed: int | None) -> Surrogate:
-    """Fit a surrogate to the fitness of the most candidates."""
+def scored(source: Path) -> list[tuple[Tailoring, float]]:
+    """Return candidates and scores out of a store, or of a file of scores."""
+    if source.suffix == ".gz":
+        with gzip.open(source, "rt", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file][1:]  # the first says what they are
+        return [(Tailoring.from_dict(line["tailoring"]), line["score"]) for line in lines]
+    store = Evaluations(source)
     family, fitness, _, _ = max(store.studies(), key=lambda study: study[2])
     every = store.samples(family, fitness)
     found = [(Tailoring.from_dict(data), results) for data, results in store.candidates(family, fitness, every)]
+    dense = max(found, key=lambda pair: len(pair[0].layers))[1]
+    return [(tailoring, _score(results, dense)) for tailoring, results in found]
+
+
+def fitted(source: Path, removed: int | None) -> Surrogate:
+    """Fit a surrogate."""
+    found = scored(source)
     layers = max(len(tailoring.layers) for tailoring, _ in found)  # the dense base is one of them
-    dense = next(results for tailoring, results in found if len(tailoring.layers) == layers)
     sizes = [layers - len(tailoring.layers) for tailoring, _ in found]
     wanted = removed or max(set(sizes) - {0}, key=sizes.count)
-    found = [(t, r) for (t, r), size in zip(found, sizes, strict=True) if size == wanted]
+    found = [pair for pair, size in zip(found, sizes, strict=True) if size == wanted]
     names = sorted({s.model for t, _ in found for plan in t.layers for s in plan.sources} - {"base"})
-    scores = np.array([_score(results, dense) for _, results in found])
+    scores = np.array([score for _, score in found])
     best = float(scores.max())
     scores = np.maximum(scores, best - HOPELESS * (best - float(np.median(scores))))
     rows = np.stack([features(tailoring, names, layers) for tailoring, _ in found])
@@ -185,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True)
     make = verbs.add_parser("fit")
-    make.add_argument("store", type=Path)
+    make.add_argument("source", type=Path, help="a store of evaluations, or a file of scores")
     make.add_argument("target", type=Path)
     make.add_argument("--removed", type=int, help="number of removed layers; the most frequent one by default")
     use = verbs.add_parser("search")
@@ -199,7 +213,7 @@ def main() -> None:
     )
     print(f"$ python {shlex.join(sys.argv)}")
     if arguments.verb == "fit":
-        surrogate = fitted(Evaluations(arguments.store), arguments.removed)
+        surrogate = fitted(arguments.source, arguments.removed)
         arguments.target.parent.mkdir(parents=True, exist_ok=True)
         arguments.target.write_text(json.dumps(vars(surrogate)) + "\n", encoding="utf-8")
     else:
