@@ -123,7 +123,7 @@ class TailorCLI(LightningCLI):
                 environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
         except (MisconfigurationException, ImportError, ValueError) as error:
             raise RecipeError(f"The section 'trainer' can't be had here. Lightning says: {error}") from error
-        return trainer  # type: ignore[return-value]
+        return trainer  # type: ignore[return-value]  # of the trainer_class given above
 
     def _module(self, settings: Namespace) -> SearchModule:
         study = Study(

@@ -47,11 +47,11 @@ class Interrupts(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Raise ``KeyboardInterrupt`` again."""
-        if trainer._signal_connector.received_sigint:  # type: ignore[attr-defined]
+        if trainer._signal_connector.received_sigint:  # type: ignore[attr-defined]  # ours, by listen()
             raise KeyboardInterrupt
 
 
 def listen(trainer: Trainer) -> None:
     """Put these handlers into a trainer that runs nothing yet."""
     trainer._signal_connector = SignalConnector(trainer)
-    trainer.callbacks.append(Interrupts())  # type: ignore[attr-defined]
+    trainer.callbacks.append(Interrupts())  # type: ignore[attr-defined]  # set by a connector

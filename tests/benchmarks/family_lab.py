@@ -15,6 +15,7 @@ A space is ``KIND@SHARE``, or ``KIND:key=value,...@SHARE``, with the share of th
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -76,6 +77,26 @@ class Place:
     data: Path
     record: Path
     questions: int
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where everything is."""
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--candidates", nargs="+", required=True, help="NAME=MODEL")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--record", type=Path, required=True, help="folder of tasks, evaluations and results")
+    parser.add_argument("--questions", type=int, default=500, help="of each unseen task")
+
+
+def place_of(arguments: argparse.Namespace) -> Place:
+    """Return the place that the options name, with its data written."""
+    if wrong := [pair for pair in arguments.candidates if "=" not in pair]:
+        raise SystemExit(f"Candidates are given as NAME=MODEL, got {', '.join(wrong)}.")
+    candidates = tuple((name, model) for name, _, model in (pair.partition("=") for pair in arguments.candidates))
+    place = Place(arguments.base, candidates, arguments.data, arguments.record, arguments.questions)
+    place.record.mkdir(parents=True, exist_ok=True)
+    write_data(place)
+    return place
 
 
 def write_data(place: Place) -> None:

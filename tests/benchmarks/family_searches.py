@@ -37,14 +37,15 @@ from family_lab import (
     SEARCHED,
     TESTED,
     Place,
+    add_place,
     baseline,
     lab,
     meant,
     measure_unseen,
+    place_of,
     pooled,
     space_of,
     starts_of,
-    write_data,
 )
 from searches import Found, Record, Setting, optimizer_of, run_all, run_search
 
@@ -183,14 +184,10 @@ def read_settings(path: Path, seeds: int) -> list[Setting]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--candidates", nargs="+", required=True, help="NAME=MODEL")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--record", type=Path, required=True)
+    add_place(parser)
     parser.add_argument("--settings", type=Path, help="the searches to run; none without it")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("--baselines", nargs="*", default=[], help="shares of layers to show baselines at")
     parser.add_argument("--baseline-names", nargs="*", choices=list(BASELINES), default=list(BASELINES))
     parser.add_argument("--plugins", nargs="*", default=[])
@@ -201,10 +198,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for spec in arguments.plugins:
         load_plugin(spec)
-    candidates = tuple(tuple(pair.split("=", 1)) for pair in arguments.candidates)
-    place = Place(arguments.base, candidates, arguments.data, arguments.record, arguments.questions)  # type: ignore[arg-type]
-    place.record.mkdir(parents=True, exist_ok=True)
-    write_data(place)
+    place = place_of(arguments)
     record = Record(place.record / "searches.jsonl")
     if arguments.settings:
         settings = read_settings(arguments.settings, arguments.seeds)

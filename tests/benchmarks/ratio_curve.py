@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from family_lab import BASELINES, QUESTIONS, Place, baseline, lab, measure_unseen, write_data
+from family_lab import BASELINES, QUESTIONS, Place, add_place, baseline, lab, measure_unseen, place_of
 from family_searches import above_chance, lines_of
 from searches import Record
 from torch.utils.flop_counter import FlopCounterMode
@@ -199,11 +199,7 @@ def timed(model: PreTrainedModel) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True)
-    parser.add_argument("--candidates", nargs="+", required=True, help="NAME=MODEL")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--questions", type=int, default=500)
+    add_place(parser)
     parser.add_argument(
         "--search", required=True, help="label of a kind of search, as family_searches.py prints it"
     )
@@ -212,9 +208,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where to write the picture, a PNG")
     parser.add_argument("--sizes", action="store_true", help="export a model of each share and time it")
     arguments = parser.parse_args()
-    candidates = tuple(tuple(pair.split("=", 1)) for pair in arguments.candidates)
-    place = Place(arguments.base, candidates, arguments.data, arguments.record, arguments.questions)  # type: ignore[arg-type]
-    write_data(place)
+    place = place_of(arguments)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {versions}")
     print(f"$ python {shlex.join(sys.argv)}")
