@@ -33,6 +33,7 @@ def search(argv: list[str], calls: int | None) -> None:
 
     os.setpgrp()
     torch.set_num_threads(1)  # sums have one order
+    os.environ["OMP_NUM_THREADS"] = "1"  # or Lightning's launcher takes all cores for one process
     seen = 0
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,12 +104,15 @@ def test_a_study_that_is_killed_fifty_times_ends_as_if_it_had_not_been(
     whole, expected = time.monotonic() - began, trials_of(tmp_path / "whole")
     rng, kills, ended, known = numpy_generator("kills"), 0, 0, 0
     while kills < KILLS:
+        began, anew = time.monotonic(), not directory.exists()
         if kills % 2:
             code = run(context, argv, after=float(rng.uniform(0.2, 1.0)) * whole)
         else:
             code = run(context, argv, calls=int(rng.integers(1, 40)))
         kills += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL)
+        if code == 0 and anew:  # the first run also waited for the imports, and other work comes and goes
+            whole = time.monotonic() - began
         if (directory / FILE_NAME).exists():
             found = trials_of(directory)
             assert found == expected[: len(found)]
@@ -120,7 +124,7 @@ def test_a_study_that_is_killed_fifty_times_ends_as_if_it_had_not_been(
             shutil.rmtree(directory)
     assert run(context, argv) == 0
     assert_whole(directory, expected)
-    assert ended < 2 * KILLS
+    assert ended < 2 * KILLS, f"{ended} runs ended, {whole:.1f} s each"
 
 
 def assert_whole(directory: Path, expected: list[dict[str, Any]]) -> None:
