@@ -70,6 +70,7 @@ class Place:
         data: Folder of the data sets.
         record: Folder of tasks, evaluations and results.
         questions: Number of questions of each task of the test.
+        samples: Number of samples of each part of what searches see.
     """
 
     base: str
@@ -77,6 +78,7 @@ class Place:
     data: Path
     record: Path
     questions: int
+    samples: int = 16
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +88,9 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True, help="folder of tasks, evaluations and results")
     parser.add_argument("--questions", type=int, default=500, help="of each unseen task")
+    parser.add_argument(
+        "--samples", type=int, default=16, help="of each part that searches see; one RECORD has one such number"
+    )
 
 
 def place_of(arguments: argparse.Namespace) -> Place:
@@ -93,7 +98,9 @@ def place_of(arguments: argparse.Namespace) -> Place:
     if wrong := [pair for pair in arguments.candidates if "=" not in pair]:
         raise SystemExit(f"Candidates are given as NAME=MODEL, got {', '.join(wrong)}.")
     candidates = tuple((name, model) for name, _, model in (pair.partition("=") for pair in arguments.candidates))
-    place = Place(arguments.base, candidates, arguments.data, arguments.record, arguments.questions)
+    place = Place(
+        arguments.base, candidates, arguments.data, arguments.record, arguments.questions, arguments.samples
+    )
     place.record.mkdir(parents=True, exist_ok=True)
     write_data(place)
     return place
@@ -118,11 +125,12 @@ def text(place: Place, name: str, part: str) -> JSONLines:
 
 
 def search_fitness(place: Place) -> WeightedMean:
-    """Return what searches see: 16 windows of 32 tokens of each text, and 16 questions."""
+    """Return what searches see: windows of 32 tokens of each text, and as many questions."""
+    tokens, tasks = 32 * place.samples, str(place.record / "tasks")
     parts: dict[str, Fitness] = {
-        name: Perplexity(text(place, name, "search"), context_length=32, max_tokens=512) for name in SEARCHED
+        name: Perplexity(text(place, name, "search"), context_length=32, max_tokens=tokens) for name in SEARCHED
     }
-    parts["questions"] = LMEval(["local_arc_easy"], include_path=str(place.record / "tasks"), limit=16)
+    parts["questions"] = LMEval(["local_arc_easy"], include_path=tasks, limit=place.samples)
     return WeightedMean(parts)
 
 
