@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tailorlib.bounded import load_yaml, read_text
 from tailorlib.exceptions import RecipeError, did_you_mean, shown
 from tailorlib.fitness import Fitness
-from tailorlib.models.family import ModelFamily
+from tailorlib.models.family import TRUST_RULE, ModelFamily
 from tailorlib.objective import Objective
 from tailorlib.optimizer import Optimizer
 from tailorlib.plugins import class_names, find_class
@@ -122,6 +122,8 @@ def clean_message(message: str) -> str:
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     if unknown:
         return f"There is no class {unknown[1]!r}.{did_you_mean(unknown[1], class_names())}"
+    if re.search(r'Parser key "(?:[\w.]+\.)?trust_remote_code"', message):
+        return TRUST_RULE
     setting = re.search(r"class_path '([\w.]+)':\s*Option '([^']+)' is not accepted", message)
     if setting:
         cls = find_class(setting[1])

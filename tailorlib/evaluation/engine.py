@@ -19,6 +19,7 @@ from tailorlib.evaluation.packing import Layout, Plan, Request, plan
 from tailorlib.evaluation.scoring import LOGITS_PER_CHUNK, score_pairs
 from tailorlib.evaluation.states import Reuse, StateCache, Work, reusing, stride_for
 from tailorlib.exceptions import EvaluationError
+from tailorlib.models.own_code import is_own_code
 
 __all__ = ["CompiledRequests", "Engine", "Request", "Scores", "supports_packing"]
 
@@ -269,7 +270,7 @@ def supports_packing(model: PreTrainedModel, longest: int) -> bool:
         longest: Number of tokens of the longest text.
     """
     config = model.config
-    if config.model_type not in PACKED_ARCHITECTURES:
+    if config.model_type not in PACKED_ARCHITECTURES or is_own_code(model):
         return False
     if config.model_type in OWN_ATTENTION and config._attn_implementation not in ("sdpa", "eager"):
         return False

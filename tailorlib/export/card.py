@@ -54,6 +54,7 @@ def render_card(
     num_parameters: int,
     licenses: Mapping[str, Sequence[License]] | None = None,
     tied: bool = False,
+    code: Sequence[str] = (),
 ) -> str:
     """Return the Markdown text of a model card.
 
@@ -66,6 +67,7 @@ def render_card(
         num_parameters: Parameters of the model.
         licenses: What each model says of its licence, by family name.
         tied: Whether the head is the embeddings.
+        code: Names of the files of the base's own code that the folder has.
     """
     references = {**references, **info.references}
     names = [n for n in references if n == BASE or n in tailoring.models]
@@ -84,11 +86,7 @@ def render_card(
         sections.append(f"## Scores\n\n{scores}")
     note = pattern_note(layer_kinds, [layer_kinds[p.sources[0].layer] for p in tailoring.layers])
     sections += [text for text in (note, info.notes) if text]
-    sections.append(
-        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")\n```'
-    )
+    sections.append(_use_section(code))
     sections += [_recipe_section(info, tailoring), _license_section(info, stated)]
     text = "\n\n".join(sections) + "\n"
     return text.encode("utf-8", "backslashreplace").decode()  # what the caller adds may hold half a character
@@ -115,6 +113,21 @@ def _model_section(
         for n in names
     ]
     return "## Models\n\n" + _table(("name", "from", "licence"), rows)
+
+
+def _use_section(code: Sequence[str]) -> str:
+    trusted = ", trust_remote_code=True" if code else ""
+    text = (
+        "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", dtype="auto"{trusted})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{trusted})\n```'
+    )
+    if code:
+        text += (
+            "\n\nThe model needs `trust_remote_code=True`: its classes are in Python files of the base model "
+            f"that lie beside it and are run when it is loaded. Read them first: {escape(', '.join(code))}."
+        )
+    return text
 
 
 def _recipe_section(info: CardInfo, tailoring: Tailoring) -> str:

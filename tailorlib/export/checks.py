@@ -70,6 +70,7 @@ class Subject:
             dtype=dtype,
             merge_cache_bytes=0,
             generation_folder=self.family.source.folder,
+            trust_remote_code=self.family.source.trust_remote_code,
         )
         return stitcher.stitch(self.tailoring)
 
@@ -81,7 +82,10 @@ class Subject:
         try:
             with _quiet():
                 model, info = AutoModelForCausalLM.from_pretrained(
-                    self.folder, dtype=dtype, output_loading_info=True, trust_remote_code=False
+                    self.folder,
+                    dtype=dtype,
+                    output_loading_info=True,
+                    trust_remote_code=self.family.source.trust_remote_code,
                 )
         except Exception as error:  # transformers raises many kinds for a folder that it can't load
             raise DifferenceError(f"transformers can't load it: {type(error).__name__}: {error}") from error
@@ -138,7 +142,10 @@ def _config(subject: Subject) -> str:
         model = subject.reloaded(subject.stored)
         with _quiet():
             model.save_pretrained(folder, state_dict={})  # the config alone
-        _same_config(_read_config(subject.folder), _read_config(Path(folder)), "transformers writes")
+        found, written = _read_config(subject.folder), _read_config(Path(folder))
+        for config in (found, written):  # transformers writes a class's own file, the base may name it by another
+            config.pop("auto_map", None)
+        _same_config(found, written, "transformers writes")
     return f"{expected['num_hidden_layers']} layers; what transformers writes after loading it"
 
 
@@ -244,7 +251,9 @@ def _tokenizer(subject: Subject) -> str:
     except ModelError:
         return "the base has none"
     try:
-        found = AutoTokenizer.from_pretrained(subject.folder, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(
+            subject.folder, trust_remote_code=subject.family.source.trust_remote_code
+        )
     except Exception as error:  # transformers raises many kinds for a tokenizer that it can't load
         raise DifferenceError(f"transformers can't load it: {type(error).__name__}: {error}") from error
     for text in _TEXTS:

@@ -20,6 +20,7 @@ from tailorlib.export.writer import TensorSpec, write_checkpoint
 from tailorlib.files import sync, sync_tree
 from tailorlib.models.architecture import layer_kinds, slot_index, tailored_config
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.own_code import code_files, has_own_tokenizer
 from tailorlib.models.reading import private_reads
 from tailorlib.tailoring import Tailoring
 
@@ -123,11 +124,9 @@ def exported_config(family: ModelFamily, tailoring: Tailoring) -> Any:
     """Return the transformers config of the exported model."""
     config = tailored_config(family.config, [slot_index(p) for p in tailoring.layers])
     config.dtype = max(tensor_specs(family, tailoring), key=lambda s: s.nbytes).dtype  # what dtype="auto" reads
-    for leftover in (
-        "_model_name_or_path",
-        "auto_map",
-    ):  # another model's name, of GGUF files; code beside the base
-        vars(config).pop(leftover, None)
+    vars(config).pop("_model_name_or_path", None)  # another model's, of GGUF files
+    if not family.source.trust_remote_code:  # else the code goes with the model
+        vars(config).pop("auto_map", None)
     return config
 
 
@@ -139,8 +138,10 @@ def lost_pattern(family: ModelFamily, tailoring: Tailoring) -> str:
 
 def _write_rest(family: ModelFamily, tailoring: Tailoring, folder: Path, card: CardInfo, title: str) -> None:
     exported_config(family, tailoring).save_pretrained(folder)
-    for name in _COPIED:
-        _copy(family.source.folder / name, folder / name)
+    source = family.source
+    code = code_files(source.folder) if source.trust_remote_code else ()
+    for name in (*_COPIED, *(file.name for file in code), *_own_vocabulary(family)):
+        _copy(source.folder / name, folder / name)
     (folder / TAILORING).write_text(tailoring.to_yaml(), encoding="utf-8")
     text = render_card(
         card,
@@ -151,8 +152,17 @@ def _write_rest(family: ModelFamily, tailoring: Tailoring, folder: Path, card: C
         num_parameters=family.num_parameters(tailoring),
         licenses={name: licenses_of(source.folder) for name, source in family.sources.items()},
         tied=bool(family.config.tie_word_embeddings),
+        code=[file.name for file in code],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _own_vocabulary(family: ModelFamily) -> list[str]:
+    """Return the files that a tokenizer of the base's own code reads, beside those that are copied anyway."""
+    if not (family.source.trust_remote_code and has_own_tokenizer(family.source.folder)):
+        return []
+    names = getattr(family.tokenizer, "vocab_files_names", {}).values()
+    return [name for name in names if name not in _COPIED and Path(name).name == name]
 
 
 def _copy(source: Path, target: Path) -> None:

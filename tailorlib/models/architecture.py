@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorlib.exceptions import ModelError
+from tailorlib.exceptions import ModelError, PluginError
 from tailorlib.tailoring import LayerPlan
 
 FULL_ATTENTION = "full_attention"
@@ -217,6 +217,27 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def register_architecture(architecture: Architecture) -> None:
+    """Add the row of a model type that tailorlib doesn't know, such as one that comes with its own code.
+
+    To be called in a file that ``--plugins`` or a recipe's ``plugins:`` names. Nothing is tried here: read the
+    model's code for whatever depends on a layer's index, and compare the logits of a cut model with those of one
+    that you cut by hand.
+
+    Args:
+        architecture: The row.
+
+    Raises:
+        PluginError: If the model type has another row.
+    """
+    known = ARCHITECTURES.setdefault(architecture.model_type, architecture)
+    if known != architecture:
+        raise PluginError(
+            f"A model type has one row; {architecture.model_type!r} has {known}, got {architecture}. Give your "
+            "model another model_type."
+        )
+
+
 def architecture_of(config: Any) -> Architecture:
     """Return the architecture of a transformers config.
 
@@ -227,8 +248,9 @@ def architecture_of(config: Any) -> Architecture:
     if model_type not in ARCHITECTURES:
         raise ModelError(
             f"tailorlib cuts models of the types {', '.join(sorted(ARCHITECTURES))}; got {model_type!r}. To add "
-            "it, write a row of tailorlib.models.architecture.ARCHITECTURES (where its layers, embeddings, norm "
-            "and head live, and its per-layer config lists) and let the tests in tests/models run over it."
+            "it, say where its layers, embeddings, norm and head live, and which of its config entries are lists "
+            "per layer: a file given with --plugins calls register_architecture(Architecture(...)), both of "
+            "tailorlib.models.architecture."
         )
     architecture = ARCHITECTURES[model_type]
     found = [name for name in architecture.forbidden if getattr(config, name, None)]

@@ -6,17 +6,18 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from tailorlib.exceptions import ModelError, RecipeError, did_you_mean
+from tailorlib.exceptions import ModelError, RecipeError, did_you_mean, shown
 from tailorlib.models.adapter import AdapterCheckpoint
 from tailorlib.models.architecture import Architecture, architecture_of, layer_kinds
 from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
 from tailorlib.models.compatibility import config_differences, shape_differences
+from tailorlib.models.own_code import is_own_code, needs_own_code, place_code, untrusted_note
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
 from tailorlib.models.prefixed import with_prefix
 from tailorlib.models.quantization import QUANTIZATIONS, QuantizationName
@@ -32,6 +33,11 @@ from tailorlib.tailoring import BASE, SELECT, LayerPlan, LayerSource, PartPlan, 
 from tailorlib.text import TextSource
 
 _log = logging.getLogger(__name__)
+
+TRUST_RULE = (
+    "trust_remote_code is asked for per model: it is a list of the names of those models whose own Python code "
+    "may be run, such as [base]."
+)
 
 
 class ModelFamily:
@@ -51,6 +57,10 @@ class ModelFamily:
             by default. The least recently used ones go first, and never one that the present tailoring uses: a
             tailoring that exceeds the budget by itself still runs, and no other layer is kept. Layers that are
             views of mapped files take none of it: evaluated on a CPU in the data type in which they are stored.
+        trust_remote_code: Names of the models, 'base' or candidates, whose own Python code may be run: the files
+            beside a model that the ``auto_map`` of its config or tokenizer names. Of no model by default. Read the
+            code first: it can do whatever you can. Every tailored model is built by the base's code; a candidate's
+            only reads its config and tokenizer.
     """
 
     def __init__(
@@ -63,11 +73,13 @@ class ModelFamily:
         calibration: TextSource | None = None,
         calibration_tokens: int = 65_536,
         layer_cache_mib: int | None = None,
+        trust_remote_code: list[str] | None = None,
     ) -> None:
         self.base, self.candidates = base, dict(candidates or {})
         self.dtype, self.merge_cache_mib, self.quantization = dtype, merge_cache_mib, quantization
         self.calibration, self.calibration_tokens = calibration, calibration_tokens
         self.layer_cache_mib = layer_cache_mib
+        self.trust_remote_code = trust_remote_code
         self._required: set[Statistic] = set()
         self._statistics: LayerStatistics | None = None
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -98,6 +110,7 @@ class ModelFamily:
         if BASE in candidates:
             faults.append("No candidate may be called 'base': it is the base model's name. Rename it.")
             candidates = {k: v for k, v in candidates.items() if k != BASE}
+        faults += self._trust_faults((BASE, *candidates))
         try:
             self._open_base(base)
         except ModelError as error:
@@ -149,6 +162,7 @@ class ModelFamily:
                 merge_cache_bytes=self.merge_cache_mib * 2**20,
                 layer_cache_bytes=None if self.layer_cache_mib is None else self.layer_cache_mib * 2**20,
                 generation_folder=self.source.folder,
+                trust_remote_code=self.source.trust_remote_code,
             )
             self._stitcher.share(self._shared)
         if self._statistics is not None:
@@ -226,11 +240,15 @@ class ModelFamily:
         """
         if self._tokenizer is None:
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.source.folder, trust_remote_code=False)
-            except (OSError, ValueError, KeyError) as error:
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    self.source.folder, trust_remote_code=self.source.trust_remote_code
+                )
+            except Exception as error:  # what own code raises is the user's to mend, whatever it is
+                if not (self.source.trust_remote_code or isinstance(error, (OSError, ValueError, KeyError))):
+                    raise
                 raise ModelError(
                     f"The base model {str(self.source.folder)!r} has no tokenizer that "
-                    f"transformers can load: {error}"
+                    f"transformers can load: {error}{_note(self.source)}"
                 ) from error
         return self._tokenizer
 
@@ -350,8 +368,22 @@ class ModelFamily:
             faults.append(f"calibration_tokens is 1 or more, got {self.calibration_tokens}.")
         return faults
 
+    def _trusts(self, name: str) -> bool:
+        """Say whether a model's own code may be run; what is no list of names trusts none."""
+        return name in (_names(self.trust_remote_code) or ())
+
+    def _trust_faults(self, known: Sequence[str]) -> list[str]:
+        listed = _names(self.trust_remote_code)
+        if listed is None:
+            return [f"{TRUST_RULE} Got {shown(self.trust_remote_code)}."]
+        return [
+            f"trust_remote_code lists {shown(name)}, which is no model of the family.{did_you_mean(name, known)}"
+            for name in listed
+            if name not in known
+        ]
+
     def _open_base(self, reference: str) -> None:
-        source = resolve(reference)
+        source = resolve(reference, trust_remote_code=self._trusts(BASE))
         if source.is_adapter:
             raise ModelError(
                 f"The base is a whole model; {str(source.folder)!r} is an adapter. Give the model that it was "
@@ -361,7 +393,7 @@ class ModelFamily:
         config = load_config(source)
         architecture = architecture_of(config)
         checkpoint = with_prefix(opened, architecture)
-        live = {n: tuple(p.shape) for n, p in build_skeleton(config, torch.float32).state_dict().items()}
+        live = {n: tuple(p.shape) for n, p in _skeleton(config, source).state_dict().items()}
         if config.tie_word_embeddings:
             live = {n: s for n, s in live.items() if not n.startswith(architecture.head + ".")}
         names = architecture.stored_shapes(live)
@@ -380,18 +412,18 @@ class ModelFamily:
         )
 
     def _open_candidate(self, name: str, reference: str) -> None:
-        source = resolve(reference)
+        source = resolve(reference, trust_remote_code=self._trusts(name))
         checkpoint: Checkpoint
         if source.is_adapter:
             checkpoint = AdapterCheckpoint(self._checkpoints[BASE], source.folder)
         else:
             checkpoint = with_prefix(SafetensorsCheckpoint(source.folder), self.architecture)
-            config = load_config(source)
+            config = load_config(source, like=self._config)
             hard, soft = config_differences(self._config, config)
             if hard:
                 raise ModelError(f"A candidate has the base's architecture; it has {'; '.join(hard)}.")
-            base = Member(self._checkpoints[BASE], self._config, self._sources_found[BASE].folder)
-            checkpoint, note = align(base, Member(checkpoint, config, source.folder), self.architecture)
+            base = Member(self._checkpoints[BASE], self._config, self._sources_found[BASE])
+            checkpoint, note = align(base, Member(checkpoint, config, source), self.architecture)
             if note:
                 _log.warning("Candidate %r has %s.", name, note)
             wrong = shape_differences(self.architecture, self._names, checkpoint)
@@ -402,16 +434,55 @@ class ModelFamily:
         self._checkpoints[name], self._sources_found[name] = checkpoint, source
 
 
-def load_config(source: ModelSource) -> Any:
+def _names(listed: object) -> Sequence[str] | None:
+    """Return a list of names; ``None`` if it is something else."""
+    if listed is None:
+        return ()
+    is_list = isinstance(listed, (list, tuple)) and all(isinstance(name, str) for name in listed)
+    return cast("Sequence[str]", listed) if is_list else None
+
+
+def load_config(source: ModelSource, *, like: Any = None) -> Any:
     """Return the transformers config of a model.
 
+    Args:
+        source: The model.
+        like: Config of a base. If its class is of code that the base came with, it also reads a model of the same
+            type whose own code may not be run.
+
     Raises:
-        ModelError: If there is none, or transformers can't read it.
+        ModelError: If there is none, transformers can't read it, or that takes code which may not be run.
     """
+    if source.trust_remote_code:
+        place_code(source.folder)
     try:
-        return AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        if not source.trust_remote_code and needs_own_code(source.folder):
+            entries, _ = PreTrainedConfig.get_config_dict(source.folder)
+            if is_own_code(like) and entries.get("model_type") == like.model_type:
+                return type(like).from_pretrained(source.folder)
+            raise ModelError(
+                f"The config of {str(source.folder)!r} can't be read by transformers itself.{_note(source)}"
+            )
+        return AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many kinds for a config that it can't read
         raise ModelError(f"The config of {str(source.folder)!r} can't be read: {error}") from error
+
+
+def _skeleton(config: Any, source: ModelSource) -> PreTrainedModel:
+    try:
+        return build_skeleton(config, torch.float32, trust_remote_code=source.trust_remote_code)
+    except Exception as error:  # own code may raise anything, and without it there may be no class
+        if not untrusted_note(source.folder):  # no code of the model's own has a part in it
+            raise
+        raise ModelError(
+            f"The model of {str(source.folder)!r} can't be built: {type(error).__name__}: {error}{_note(source)}"
+        ) from error
+
+
+def _note(source: ModelSource) -> str:
+    return "" if source.trust_remote_code else untrusted_note(source.folder)
 
 
 FAMILIES: Registry[ModelFamily] = Registry(ModelFamily, "tailorlib.families")

@@ -38,8 +38,10 @@ def _convert(file: Path, folder: Path) -> None:
     say(f"Converting {escape(file.name)}, once: the result is kept in the cache")
     try:
         with redirect_stderr(io.StringIO()):  # transformers draws bars that nothing else turns off
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-            loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+            )
     except Exception as error:  # transformers and gguf raise many kinds for a file that they can't read
         raise ModelError(
             f"The GGUF file {str(file)!r} can't be converted: {type(error).__name__}: {error}. Give a "

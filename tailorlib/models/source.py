@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from tailorlib.models.gguf import converted
 
 HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
 """What is fetched of a model on the hub: weights, configs and tokenizer; no pickles, no other formats."""
+CODE_PATTERNS = ("*.py", "*.tiktoken")
+"""What is fetched beside these of a model whose own code may be run: the code, and what its tokenizer may read."""
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 _CHECKSUM = re.compile(r"^sha256=[0-9a-fA-F]{64}$")
 
@@ -35,14 +38,21 @@ class ModelSource:
     Args:
         folder: A local folder with a config and weights, or with an adapter.
         is_adapter: Whether it is an adapter, which needs the base.
+        trust_remote_code: Whether Python code that lies beside the model may be run.
     """
 
     folder: Path
     is_adapter: bool
+    trust_remote_code: bool = False
 
 
-def resolve(reference: str) -> ModelSource:
+def resolve(reference: str, *, trust_remote_code: bool = False) -> ModelSource:
     """Find the folder that a model reference stands for; fetch or convert the model if need be.
+
+    Args:
+        reference: What a recipe says.
+        trust_remote_code: Whether Python code that lies beside the model may be run, and is fetched with it. A
+            GGUF file has none.
 
     Raises:
         ModelError: If it leads nowhere, or the checksum is another one.
@@ -65,8 +75,8 @@ def resolve(reference: str) -> ModelSource:
             raise ModelError(checkpoint.refused_pickle(what))
         raise ModelError(f"A model is given by its folder; {what}. Name the folder that it lies in.")
     if not folder.is_dir():
-        folder = _fetch(location)
-    source = ModelSource(folder, is_adapter=(folder / adapter.CONFIG).is_file())
+        folder = _fetch(location, (*HUB_PATTERNS, *CODE_PATTERNS) if trust_remote_code else HUB_PATTERNS)
+    source = ModelSource(folder, (folder / adapter.CONFIG).is_file(), trust_remote_code)
     if expected:
         weights = folder / (adapter.WEIGHTS if source.is_adapter else checkpoint.SINGLE)
         if not weights.is_file():
@@ -119,7 +129,7 @@ def _package_file(location: str) -> Path:
     return found
 
 
-def _fetch(location: str) -> Path:
+def _fetch(location: str, patterns: Sequence[str]) -> Path:
     if not _HUB_ID.match(location) or location.startswith("."):
         raise ModelError(
             f"A model is a folder, a .gguf file, 'package:NAME/FILE.gguf' or a hub id 'organisation/name'; there "
@@ -129,7 +139,7 @@ def _fetch(location: str) -> Path:
 
     name, _, revision = location.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(HUB_PATTERNS)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client raises many kinds, of several libraries
         reason = str(error).strip().split("\n")[0]
         raise ModelError(

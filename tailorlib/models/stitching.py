@@ -29,17 +29,18 @@ from tailorlib.models.shared import SharedTensors
 from tailorlib.tailoring import LayerPlan, LayerSource, Owner, Tailoring
 
 
-def build_skeleton(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+def build_skeleton(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return a model without weights: its parameters are on the meta device, its buffers are real.
 
     Args:
         config: A transformers config; the model gets a copy of its own.
         dtype: Data type that the model computes in.
+        trust_remote_code: Whether the class may be one of the model's own code.
     """
     # rotary tables are in no checkpoint: only __init__ makes them; weights come later, nothing has to be drawn
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, trust_remote_code=False
+            copy.deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
         )
     return model.requires_grad_(False).eval()
 
@@ -57,6 +58,7 @@ class Stitcher:
         layer_cache_bytes: Budget of the models' own layers that are kept; no limit if ``None``. Views of mapped
             files take nothing of it.
         generation_folder: Folder whose ``generation_config.json`` the model takes, if it has one.
+        trust_remote_code: Whether the models' class may be one of the base's own code.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Stitcher:
         merge_cache_bytes: int,
         layer_cache_bytes: int | None = None,
         generation_folder: Path | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         self.assembly, self.config, self.device, self.dtype = assembly, config, device, dtype
         self.merged: LayerCache[Any] = LayerCache(merge_cache_bytes)
@@ -78,7 +81,7 @@ class Stitcher:
         )
         self._shared: SharedTensors | None = None
         self._outer: dict[tuple[int, str], tuple[str, LayerModules]] = {}
-        self.model = build_skeleton(config, dtype)
+        self.model = build_skeleton(config, dtype, trust_remote_code=trust_remote_code)
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))

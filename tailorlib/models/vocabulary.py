@@ -20,6 +20,8 @@ from transformers import AutoTokenizer
 from tailorlib.exceptions import ModelError, shown
 from tailorlib.models.architecture import Architecture
 from tailorlib.models.checkpoint import Checkpoint
+from tailorlib.models.own_code import has_own_tokenizer
+from tailorlib.models.source import ModelSource
 
 TOKENIZER = "tokenizer.json"
 _ADDED = "added_tokens.json"
@@ -35,12 +37,12 @@ class Member:
     Args:
         checkpoint: Its tensors.
         config: Its transformers config.
-        folder: Where its tokenizer lies.
+        source: Where its tokenizer lies.
     """
 
     checkpoint: Checkpoint
     config: Any
-    folder: Path
+    source: ModelSource
 
 
 class AlignedCheckpoint(Checkpoint):
@@ -129,7 +131,7 @@ def align(base: Member, candidate: Member, architecture: Architecture) -> tuple[
         return candidate.checkpoint, ""  # what lacks a tensor, or has a single number, is refused with its name
     ours, theirs = base.checkpoint.shape(embeddings)[0], _size(candidate, both)
     rows, found = torch.arange(ours), None
-    if ours != theirs or not _same_files(base.folder, candidate.folder):
+    if ours != theirs or not _same_files(base.source.folder, candidate.source.folder):
         found = _match(base, candidate, ours, theirs)
     if found is not None:
         rows, note = found
@@ -140,19 +142,20 @@ def align(base: Member, candidate: Member, architecture: Architecture) -> tuple[
     return AlignedCheckpoint(candidate.checkpoint, base.checkpoint, names, rows), " and ".join(notes)
 
 
-def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Return the id of each token of the tokenizer in a folder; empty if there is none.
+def read_vocabulary(source: ModelSource) -> dict[str, int]:
+    """Return the id of each token of a model's tokenizer; empty if there is none.
 
     ``tokenizer.json`` is read as it is; tokenizers of other formats are loaded with transformers.
 
     Raises:
         ModelError: If there is one that can't be read.
     """
+    folder, trusted = source.folder, source.trust_remote_code
     try:
         if (folder / TOKENIZER).is_file():
             return _fast_vocabulary(folder)
-        if any((folder / name).is_file() for name in _SLOW):
-            loaded: dict[str, int] = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab()
+        if any((folder / name).is_file() for name in _SLOW) or (trusted and has_own_tokenizer(folder)):
+            loaded: dict[str, int] = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted).get_vocab()
             return loaded
     except Exception as error:  # transformers raises many kinds for a tokenizer that it can't read
         raise ModelError(
@@ -200,11 +203,11 @@ def _match(base: Member, candidate: Member, ours: int, theirs: int) -> tuple[Ten
         ours: Rows of the base's embeddings.
         theirs: Rows of the candidate's.
     """
-    others = read_vocabulary(candidate.folder)
-    tokens = read_vocabulary(base.folder) if others else {}
+    others = read_vocabulary(candidate.source)
+    tokens = read_vocabulary(base.source) if others else {}
     if ours == theirs and not tokens:
         return None
-    for folder, found in ((candidate.folder, others), (base.folder, tokens)):
+    for folder, found in ((candidate.source.folder, others), (base.source.folder, tokens)):
         if not found:
             raise ModelError(
                 f"Its vocabulary has {theirs} rows, the base's {ours}. They are matched by token, and "

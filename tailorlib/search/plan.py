@@ -217,7 +217,9 @@ def _random_model(study: Study, layers: int, device: torch.device, dtype: torch.
     config = tailored_config(study.family.config, range(layers))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=study.family.source.trust_remote_code
+        )
     if study.family.quantization != "none":
         quantizer = Quantizer(study.family.quantization, device, dtype)
         for layer in model.get_submodule(study.family.architecture.layers):

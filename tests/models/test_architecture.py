@@ -30,7 +30,7 @@ def test_every_covered_architecture_has_a_case():
 
 
 def test_an_unknown_architecture_is_refused_by_name():
-    with pytest.raises(ModelError, match=r"got 'opt'.*write a row of tailorlib\.models\.architecture"):
+    with pytest.raises(ModelError, match=r"got 'opt'.*calls register_architecture"):
         architecture_of(config_of("opt"))
 
 

@@ -18,6 +18,7 @@ from tailorlib.exceptions import ModelError, RecipeError
 from tailorlib.export import export_model
 from tailorlib.models.checkpoint import Checkpoint
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.source import ModelSource
 from tailorlib.models.vocabulary import AlignedCheckpoint, read_vocabulary
 from tailorlib.tailoring import PartPlan, Tailoring
 from tailorlib.testing.tiny import tiny_tokenizer, write_tiny_model
@@ -463,10 +464,10 @@ def test_a_vocabulary_is_read_as_transformers_reads_it(folders, tmp_path):
     (slow / "merges.txt").write_text("\n".join(" ".join(m) for m in data["model"]["merges"]))
     (slow / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
     for folder in [*candidates, tmp_path / "unigram", legacy, slow]:
-        vocabulary = read_vocabulary(folder)
+        vocabulary = read_vocabulary(ModelSource(folder, is_adapter=False))
         assert len(vocabulary) > 10
         assert vocabulary == AutoTokenizer.from_pretrained(folder).get_vocab(), folder.name
-    assert read_vocabulary(tmp_path) == {}
+    assert read_vocabulary(ModelSource(tmp_path, is_adapter=False)) == {}
 
 
 def test_added_tokens_beside_an_unchanged_tokenizer_are_seen(folders, tmp_path, caplog):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from tailorlib.models.family import ModelFamily
 from tailorlib.search.evaluator import Evaluator
 from tailorlib.search.study import Study, StudySettings
 from tailorlib.testing.tiny import write_tiny_family
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
+
+from own_code_cases import custom, modules_cache  # noqa: F401
 
 TEXT = "The quick brown fox jumps over the lazy dog. Anna has 3 apples and buys 4 more. " * 12
 

@@ -16,8 +16,10 @@ from tailorlib.exceptions import ModelError
 from tailorlib.models.adapter import CONFIG, WEIGHTS
 from tailorlib.models.cache import build_once, cache_root, sha256_of
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.own_code import code_files, place_code
 from tailorlib.models.precision import compute_dtype
-from tailorlib.models.source import resolve
+from tailorlib.models.source import ModelSource, resolve
+from tailorlib.tailoring import BASE
 from tailorlib.text import TextSource
 from tailorlib_strategies.families.fine_tuning import REPORT, FineTuning, FineTuningReport
 
@@ -32,6 +34,9 @@ class FineTunedFamily(ModelFamily):
         merge_cache_mib: Memory for merged layers that are kept between candidates, in MiB.
         calibration: Text for the layer statistics that merges such as RegMean and Fisher ask for.
         calibration_tokens: Number of tokens of that text to gather them over, from its beginning.
+        trust_remote_code: ['base'] if the base's own Python code may be run, to train and to evaluate: the files
+            beside it that the ``auto_map`` of its config or tokenizer names. Read that code first: it can do
+            whatever you can. Variants have none.
     """
 
     def __init__(
@@ -42,9 +47,16 @@ class FineTunedFamily(ModelFamily):
         merge_cache_mib: int = 1024,
         calibration: TextSource | None = None,
         calibration_tokens: int = 65_536,
+        trust_remote_code: list[str] | None = None,
     ) -> None:
         super().__init__(
-            base, {}, dtype, merge_cache_mib, calibration=calibration, calibration_tokens=calibration_tokens
+            base,
+            {},
+            dtype,
+            merge_cache_mib,
+            calibration=calibration,
+            calibration_tokens=calibration_tokens,
+            trust_remote_code=trust_remote_code,
         )
         self.variants = dict(variants)
         self.reports: dict[str, FineTuningReport] = {}
@@ -60,26 +72,29 @@ class FineTunedFamily(ModelFamily):
         return {**super().descriptions, **made}
 
     def _sources(self) -> tuple[str, dict[str, str]]:
-        source = resolve(self.base)
+        source = resolve(self.base, trust_remote_code=self._trusts(BASE))
         if source.is_adapter:
             return self.base, {}  # the family refuses it
-        content = _content(source.folder)
+        if source.trust_remote_code:
+            place_code(source.folder)
+        content = _content(source)
         folders = {}
         for name, fine_tuning in self.variants.items():
-            folders[name] = self._variant(source.folder, content, name, fine_tuning)
+            folders[name] = self._variant(source, content, name, fine_tuning)
             self.reports[name] = FineTuningReport.read(folders[name])
         if self.reports:
             say(comparison_table(self.reports))
         return self.base, {name: str(folder) for name, folder in folders.items()}
 
-    def _variant(self, base: Path, content: str, name: str, fine_tuning: FineTuning) -> Path:
+    def _variant(self, base: ModelSource, content: str, name: str, fine_tuning: FineTuning) -> Path:
         """Return the folder of a variant's adapter, trained now if it is not in the cache."""
 
         def build(target: Path) -> None:
             from tailorlib_strategies.families.training import fine_tune  # Lightning and PEFT load for seconds
 
             say(f"Fine-tuning {escape(name)} on {fine_tuning.tokens:,} tokens; it is kept in the cache")
-            fine_tune(base, fine_tuning, target, name, self._training_dtype())
+            trusted = base.trust_remote_code
+            fine_tune(base.folder, fine_tuning, target, name, self._training_dtype(), trust_remote_code=trusted)
 
         return build_once(cache_root() / "adapters" / fine_tuning.digest(content), build, valid=_is_whole)
 
@@ -101,11 +116,15 @@ def comparison_table(reports: dict[str, FineTuningReport]) -> Table:
     return table
 
 
-def _content(folder: Path) -> str:
-    """Return a digest of a model's weights."""
-    files = sorted(folder.glob("*.safetensors"))
+def _content(source: ModelSource) -> str:
+    """Return a digest of a model's weights, and of its own code where that is run."""
+    files = sorted(source.folder.glob("*.safetensors"))
     if not files:
-        raise ModelError(f"The base model {str(folder)!r} has no .safetensors file. Save it again as safetensors.")
+        raise ModelError(
+            f"The base model {str(source.folder)!r} has no .safetensors file. Save it again as safetensors."
+        )
+    if source.trust_remote_code:
+        files += code_files(source.folder)
     digests = "\n".join(f"{file.name} {sha256_of(file)}" for file in files)
     return hashlib.sha256(digests.encode()).hexdigest()
 

@@ -32,7 +32,13 @@ _Batch = dict[str, Tensor]
 
 
 def fine_tune(
-    base: Path, fine_tuning: FineTuning, target: Path, name: str, dtype: torch.dtype = torch.float32
+    base: Path,
+    fine_tuning: FineTuning,
+    target: Path,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trust_remote_code: bool = False,
 ) -> FineTuningReport:
     """Train a LoRA adapter, compare it with the base, and save it with its report.
 
@@ -42,13 +48,14 @@ def fine_tune(
         target: Folder for the adapter; it exists.
         name: Name of the variant, for the progress bar.
         dtype: Data type of the computation; the adapter itself is trained in float32.
+        trust_remote_code: Whether the base's own code may be run.
 
     Raises:
         DataError: If there is too little text.
         ModelError: If the variant does not become better than the base.
     """
     training, held_out = fine_tuning.documents()
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
     rows = training_rows(tokenizer, training, fine_tuning)
     batches = [rows[i : i + fine_tuning.batch_size] for i in range(0, len(rows), fine_tuning.batch_size)]
     steps = [{"input_ids": batch, "labels": batch} for batch in batches]
@@ -56,7 +63,7 @@ def fine_tune(
     devices = range(torch.cuda.device_count())
     with _quiet(), torch.random.fork_rng(devices), tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(seed_for("fine-tuning", fine_tuning.seed))
-        module = FineTuningModule(base, fine_tuning, len(steps), dtype)
+        module = FineTuningModule(base, fine_tuning, len(steps), dtype, trust_remote_code=trust_remote_code)
         bar = _ProgressBar(f"Fine-tuning {name}", len(steps) + 2 * len(comparison))
         with bar.progress:
             trainer = _trainer(scratch, dtype, bar)
@@ -82,14 +89,23 @@ class FineTuningModule(pl.LightningModule):
         fine_tuning: The settings.
         steps: Number of steps that the training will take.
         dtype: Data type of the frozen weights.
+        trust_remote_code: Whether the base's own code may be run.
     """
 
-    def __init__(self, base: Path, fine_tuning: FineTuning, steps: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        base: Path,
+        fine_tuning: FineTuning,
+        steps: int,
+        dtype: torch.dtype,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
         from peft import LoraConfig, get_peft_model
 
         super().__init__()
         self.fine_tuning, self.steps = fine_tuning, steps
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=trust_remote_code)
         lora = LoraConfig(
             r=fine_tuning.rank, lora_alpha=2 * fine_tuning.rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )

@@ -102,6 +102,7 @@ class TaylorImportance(Calibrated, WeightImportance):
             device=context.engine.device,
             dtype=torch.float32,
             merge_cache_bytes=0,
+            trust_remote_code=family.source.trust_remote_code,
         )
         with torch.inference_mode(False), torch.enable_grad():
             model = stitcher.stitch(Tailoring.whole(BASE, family.layout.num_layers))

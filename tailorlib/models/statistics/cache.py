@@ -19,6 +19,7 @@ from tailorlib.evaluation.text import prefix_token
 from tailorlib.exceptions import DataError, ModelError
 from tailorlib.models.cache import build_once, cache_root, sha256_of
 from tailorlib.models.checkpoint import INDEX, SafetensorsCheckpoint
+from tailorlib.models.own_code import code_files
 from tailorlib.models.statistics.collect import Collected, calibration_rows, collect
 from tailorlib.models.stitching import Stitcher
 from tailorlib.operation import Statistic
@@ -115,6 +116,8 @@ class LayerStatistics:
         if model not in self._digests:
             folder = self.family.sources[model].folder
             files = sorted(file for pattern in _MODEL_FILES for file in folder.glob(pattern))
+            if self.family.sources[model].trust_remote_code:  # else the files would count without being run
+                files += code_files(folder)
             lines = [f"{file.name} {sha256_of(file)}" for file in files]
             if model != BASE:
                 lines.append(self._digest(BASE))
@@ -132,6 +135,7 @@ class LayerStatistics:
             device=family.device or torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             dtype=torch.float32,
             merge_cache_bytes=0,
+            trust_remote_code=family.source.trust_remote_code,
         )
         with torch.inference_mode(False), bar(f"{kind} of {model}", len(self.rows)) as advance:
             whole = stitcher.stitch(Tailoring.whole(model, family.layout.num_layers))

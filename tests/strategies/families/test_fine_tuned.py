@@ -185,6 +185,21 @@ def test_a_recipe_describes_it_in_plain_yaml() -> None:
     assert family.variants["prose"].text.split == "train"
 
 
+def test_a_base_with_own_code_is_trained_where_it_is_trusted(custom: dict[str, Path], row: Any) -> None:
+    settings = {"variants": {"code": FineTuning(Words(), Words(1000, 20), **SMALL)}, "dtype": "float32"}
+    with pytest.raises(RecipeError, match=r"Read that code, then list the model"):
+        FineTunedFamily(str(custom["base"]), {}).prepare()
+    assert not custom["base ran"].exists()
+    references = []
+    for code in ("return factor * logits", "return 2 * factor * logits"):
+        (custom["base"] / "scaling_tiny.py").write_text(f"def scaled(logits, factor):\n    {code}\n")
+        family = FineTunedFamily(str(custom["base"]), trust_remote_code=["base"], **settings)
+        family.prepare()
+        assert family.reports["code"].perplexity < family.reports["code"].base_perplexity
+        references.append(family.references["code"])
+    assert references[0] != references[1]  # another code trains another variant
+
+
 def _never(*_: Any) -> None:
     raise AssertionError("trained again")
 
