@@ -69,7 +69,7 @@ class Place:
         candidates: Pairs (name, model or adapter).
         data: Folder of the data sets.
         record: Folder of tasks, evaluations and results.
-        questions: Number of questions of each task of the test.
+        questions: Number of questions of each task of the test; none to score on texts alone.
         samples: Number of samples of each part of what searches see.
     """
 
@@ -87,7 +87,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", nargs="+", required=True, help="NAME=MODEL")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True, help="folder of tasks, evaluations and results")
-    parser.add_argument("--questions", type=int, default=500, help="of each unseen task")
+    parser.add_argument("--questions", type=int, default=500, help="of each unseen task; 0: texts only")
     parser.add_argument(
         "--samples", type=int, default=16, help="of each part that searches see; one RECORD has one such number"
     )
@@ -139,7 +139,7 @@ def test_fitness(place: Place) -> WeightedMean:
     parts: dict[str, Fitness] = {
         name: Perplexity(text(place, name, "test"), context_length=128, max_tokens=5120) for name in TESTED
     }
-    for name in QUESTIONS:
+    for name in QUESTIONS if place.questions else ():
         metric = "acc" if name == "blimp" else "acc_norm"
         parts[name] = LMEval(
             [f"local_{name}"],

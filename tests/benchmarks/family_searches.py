@@ -130,30 +130,54 @@ def prepare_all(place: Place, jobs: Sequence[tuple[str, str] | Tailoring], proce
 
 
 def show(place: Place, lines: list[Line]) -> None:
-    """Print the table: nats per token, accuracies, and what is retained, plain and above chance."""
+    """Print the table: nats per token, accuracies, and what is retained of texts and tasks."""
     own = lab(place)
     dense = measure_unseen(place, own.dense)
-    heads = [f"{name:>13}" for name in (*TESTED, *QUESTIONS)]
-    print(f"\n{'search':84} {'spent':>6} {'fitness':>14} {' '.join(heads)} {'plain %':>13} {'chance-corr. %':>14}")
-    print(_row("dense base", 0.0, [1.0], [dense], dense))
+    tasks = QUESTIONS if place.questions else ()
+    heads = [f"{name:>13}" for name in (*TESTED, "texts %", *tasks)]
+    heads += [f"{'plain %':>13}", f"{'chance-corr. %':>14}"] if tasks else []
+    print(f"\n{'search':84} {'spent':>6} {'fitness':>14} {' '.join(heads)}")
+    print(_row("dense base", 0.0, [1.0], [dense], dense, tasks))
     for line in sorted(lines, key=lambda line: -float(np.mean(line.scores))):
         found = [measure_unseen(place, tailoring) for tailoring in line.tailorings]
-        print(_row(line.name, line.spent, line.scores, found, dense), flush=True)
-    error = 100 * (0.25 / place.questions) ** 0.5
+        print(_row(line.name, line.spent, line.scores, found, dense, tasks), flush=True)
     print(
-        f"\nTexts in nats per token; tasks in percent, {place.questions} questions each: one accuracy has a"
-        f"\nstandard error of up to {error:.1f} points. Behind ±: the standard error over seeds. plain: mean over"
-        "\ntasks of accuracy / dense; chance-corrected: of (accuracy - chance) / (dense - chance)."
+        "\nTexts in nats per token; texts %: mean over them of dense perplexity / perplexity. Behind ±: the "
+        "standard error over seeds."
     )
+    if tasks:
+        error = 100 * (0.25 / place.questions) ** 0.5
+        print(
+            f"Tasks in percent, {place.questions} questions each: one accuracy has a standard error of up to "
+            f"{error:.1f} points. plain:\nmean over tasks of accuracy / dense; chance-corrected: of (accuracy - "
+            "chance) / (dense - chance)."
+        )
 
 
-def _row(name: str, spent: float, scores: list[float], found: list[Measurement], dense: Measurement) -> str:
-    cells = [_cell([m.metrics[f"{text}/nats_per_token"] for m in found], 3) for text in TESTED]
-    cells += [_cell([100 * m.parts[task] for m in found], 1) for task in QUESTIONS]
-    plain = [100 * float(np.mean([m.parts[t] / dense.parts[t] for t in QUESTIONS])) for m in found]
-    return f"{name:84} {spent:6.0f} {_cell(scores, 4):>14} {' '.join(cells)} {_cell(plain, 1)} " + _cell(
-        [above_chance(m, dense) for m in found], 1
-    )
+def _row(
+    name: str,
+    spent: float,
+    scores: list[float],
+    found: list[Measurement],
+    dense: Measurement,
+    tasks: Sequence[str],
+) -> str:
+    cells = [_cell([_nats(m, text) for m in found], 3) for text in TESTED]
+    cells.append(_cell([texts_retained(m, dense) for m in found], 1))
+    cells += [_cell([100 * m.parts[task] for m in found], 1) for task in tasks]
+    if tasks:
+        plain = [100 * float(np.mean([m.parts[t] / dense.parts[t] for t in tasks])) for m in found]
+        cells += [_cell(plain, 1), _cell([above_chance(m, dense) for m in found], 1)]
+    return f"{name:84} {spent:6.0f} {_cell(scores, 4):>14} {' '.join(cells)}"
+
+
+def _nats(found: Measurement, text: str) -> float:
+    return found.metrics[f"{text}/nats_per_token"]
+
+
+def texts_retained(found: Measurement, dense: Measurement) -> float:
+    """Return the mean over unseen texts of dense perplexity / perplexity in percent."""
+    return 100 * float(np.mean([np.exp(_nats(dense, text) - _nats(found, text)) for text in TESTED]))
 
 
 def above_chance(found: Measurement, dense: Measurement) -> float:

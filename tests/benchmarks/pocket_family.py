@@ -141,7 +141,9 @@ def pocket_family(
     def build(target: Path) -> None:
         _build(target, settings, own)
 
-    folder = build_once((cache or cache_root()) / "pocket" / name, build, valid=_is_whole)
+    folder = build_once(
+        (cache or cache_root()) / "pocket" / name, build, valid=lambda found: (found / MANIFEST).is_file()
+    )
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return PocketFamily(
         base=folder / "base",
@@ -337,14 +339,6 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(manifest.get("files") == _digests(folder))
 
 
 # -- The command --------------------------------------------------------------------------------------------------
