@@ -67,6 +67,10 @@ class Arms:
         self._costs[arm] += cost
         self._spent[arm] += cost
 
+    def pass_over(self, arm: Arm) -> None:
+        """Count a turn that came to nothing new: once its steps are used up, an arm would be due for ever."""
+        self._spent[arm] += 1
+
     def judge(self, arm: Arm, gain: float) -> None:
         """Learn what came of a trial.
 

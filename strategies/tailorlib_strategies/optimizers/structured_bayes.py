@@ -26,6 +26,9 @@ FIRST_VARIANCES = (0.1, 0.03, 0.03, 0.02, 0.01, 0.002, 0.002, 0.002, 0.05, 0.05)
 CLIP = 4.0
 """What is worse than the best by so many times the median's distance is hopeless, and need not be told apart."""
 
+ATTEMPTS = 8
+"""How often a step to a new candidate is tried in one way."""
+
 
 class StructuredBayes(Optimizer):
     """Thompson sampling with a Bayesian linear model over layers, neighbouring layers and sources.
@@ -147,11 +150,15 @@ class StructuredBayes(Optimizer):
             valuation = Valuation(self._features, self._model.draw(targets, noise, self.rng, temper=self.temper))
             losses = self._model.predicted(targets, noise)  # who was only lucky is no place to start from
         best = sorted(works, key=lambda i: (float(losses[i]), i))[: self.elite]
-        for attempt in range(8):  # a known candidate teaches nothing: go further each time
+        arm: Arm | None = None
+        for attempt in range(3 * ATTEMPTS):  # a known candidate teaches nothing: go further each time
+            if attempt == ATTEMPTS and arm is not None:
+                self._arms.pass_over(arm)
             start = dict(self._genomes[best[int(self.rng.integers(len(best)))]])
-            arm = self._arms.draw(self.rng)
-            steps = 1 + attempt + int(self.rng.integers(1 if valuation is None else self._arms.reach(arm)))
-            params = self.space.active(self._moved(start, valuation, steps, arm))
+            arm = self._arms.draw(self.rng) if attempt < ATTEMPTS else None  # then steps of any kind, then blindly
+            guide = valuation if attempt < 2 * ATTEMPTS else None
+            steps = 1 + attempt % ATTEMPTS + int(self.rng.integers(1 if guide is None else self._arms.reach(arm)))
+            params = self.space.active(self._moved(start, guide, steps, arm))
             if frozenset(params.items()) not in self._seen:
                 break
         if valuation is not None and arm is not None:

@@ -247,6 +247,21 @@ def test_a_batch_has_no_candidate_twice() -> None:
     assert len(set(batch)) == 12
 
 
+def test_it_goes_on_where_one_kind_of_step_is_used_up() -> None:
+    """One layer of six is removed: after six removals only the plans are left to change."""
+    space = PruningSpace(LayerRemoval(count=1), merges=[TaskArithmetic(scale=(0.1, 1.0))])
+    space.setup(FamilyLayout(("a", "b"), 6, ("full_attention",) * 6))
+    optimizer = StructuredBayes(starts=4, tries=16)
+    optimizer.setup(space, 0)
+    seen = set()
+    for number in range(120):
+        asked = optimizer.ask()
+        seen.add(frozenset(asked.items()))
+        worth = [(name.endswith(".a") and value == 1) - 0.1 * (name == "removed") for name, value in asked.items()]
+        tell(optimizer, space, asked, number, -float(sum(worth)))
+    assert len(seen) == 120
+
+
 def test_steps_stay_in_the_space_and_are_of_every_kind() -> None:
     space, rng = make_space(), numpy_generator("steps")
     variation = Variation(space, swap=0.35, nudge=0.25)
