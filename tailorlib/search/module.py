@@ -351,12 +351,20 @@ class SearchModule(LightningModule):
         known = not parts or len(samples.get(digest)) == self.study.fitness.num_samples
         if self.dense is None or not known:  # the file of an earlier run may be gone
             with step("Dense base model measured"):
-                found = self._evaluator.measure(self.study.dense)
+                found = self._measured_dense()
             if self.dense is None and self._journal is not None:
                 self._journal.set_dense(found)
             self.dense = self.dense or found
         self.dense = self.study.fitness.set_reference(self.dense, samples.get(digest) if parts else None)
         emit("dense", {"score": self.dense.score, "metrics": dict(self.dense.metrics)})
+
+    def _measured_dense(self) -> Measurement:
+        try:
+            return self._evaluator.measure(self.study.dense)
+        except EvaluationError as error:
+            raise EvaluationError(
+                f"Candidates are compared with the dense base, which can't be scored itself: {error}"
+            ) from error
 
     def _dense_on(self, samples: int) -> float:
         """Return the dense model's score on some first samples."""

@@ -44,10 +44,12 @@ def time_limit(
         yield  # only the main thread can be interrupted
         return
     reason = f"The candidate took longer than study.trial_seconds={seconds:g}."
-    ended = threading.Event()
+    ended, over = threading.Event(), threading.Event()
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise TrialTimeoutError(reason)
+        if not ended.is_set():
+            over.set()
+            raise TrialTimeoutError(reason)
 
     def give_up() -> None:
         if not ended.wait(seconds + (GRACE if grace is None else grace)):
@@ -57,14 +59,18 @@ def time_limit(
             sys.stderr.flush()
             os._exit(EXIT_CODE)
 
-    began, former = time.monotonic(), signal.signal(signal.SIGALRM, interrupt)
-    delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    threading.Thread(target=give_up, daemon=True, name="time limit").start()
-    try:
+    began, former, delay, interval = time.monotonic(), signal.signal(signal.SIGALRM, interrupt), 0.0, 0.0
+    try:  # from here on the alarm may come
+        threading.Thread(target=give_up, daemon=True, name="time limit").start()
+        delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
+    except Exception as error:
+        if over.is_set():  # a library may have made an error of its own of the exception
+            raise TrialTimeoutError(reason) from error
+        raise
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
         ended.set()
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, former)
         if delay:  # somebody else's alarm was set
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, delay - (time.monotonic() - began)), interval)

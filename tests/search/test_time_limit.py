@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,30 @@ def test_code_that_catches_everything_is_interrupted_again() -> None:
                 if caught == 2:
                     raise
     assert caught == 2
+
+
+def test_an_error_that_a_library_makes_of_the_interruption_is_one() -> None:
+    with pytest.raises(TrialTimeoutError, match=r"trial_seconds=0\.1"), time_limit(0.1, lambda why: None):
+        try:
+            time.sleep(5)
+        except TrialTimeoutError:
+            raise ValueError("could not determine the shape") from None
+    with pytest.raises(ValueError, match="its own"), time_limit(5, lambda why: None):
+        raise ValueError("its own")
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 1e-4])
+def test_a_limit_that_is_over_at_once_leaves_nothing_behind(seconds: float) -> None:
+    for _ in range(50):
+        with pytest.raises(TrialTimeoutError), time_limit(seconds, lambda why: None):
+            time.sleep(5)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert not [thread for thread in threading.enumerate() if thread.name == "time limit" and _waits(thread)]
+
+
+def _waits(thread: threading.Thread) -> bool:
+    thread.join(5)
+    return thread.is_alive()
 
 
 def test_somebody_elses_alarm_still_goes_off() -> None:
@@ -93,14 +118,25 @@ def test_a_candidate_that_hangs_is_a_failed_trial(recipe: dict[str, Any], write:
     (tmp_path / "sleepy.py").write_text(PLUGIN.replace("HANG", "time.sleep(30)"))
     recipe["search_space"]["init_args"]["merges"] = ["Sleepy"]
     recipe["plugins"] = [str(tmp_path / "sleepy.py")]
-    recipe["study"] |= {"trials": 6, "trial_seconds": 0.5, "max_failures": 100}
+    recipe["study"] |= {"trials": 6, "trial_seconds": 2.0, "max_failures": 100}
     del recipe["benchmark"]  # a random tailoring would hang there, too
     assert main(["search", "--config", write(recipe)]) == 0
     trials = read_trials(tmp_path / "run")[1]
     failed = [t for t in trials if t.state == "failed"]
     assert 0 < len(failed) < 6
-    assert {t.reason for t in failed} == {"The candidate took longer than study.trial_seconds=0.5."}
+    assert {t.reason for t in failed} == {"The candidate took longer than study.trial_seconds=2."}
     assert all(any(p.operation == "Sleepy" for p in t.tailoring.layers) for t in failed)
+
+
+def test_a_limit_that_the_dense_base_exceeds_is_told(
+    recipe: dict[str, Any], write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["study"]["trial_seconds"] = 1e-3
+    assert main(["search", "--config", write(recipe)]) == 2
+    error = capsys.readouterr().err
+    assert "the dense base, which can't be scored itself" in error
+    assert "study.trial_seconds=0.001" in error
+    assert "Traceback" not in error
 
 
 def test_a_process_that_was_ended_leaves_a_failed_trial(
@@ -109,7 +145,7 @@ def test_a_process_that_was_ended_leaves_a_failed_trial(
     (tmp_path / "sleepy.py").write_text(PLUGIN.replace("HANG", FOREVER))
     recipe["search_space"]["init_args"]["merges"] = ["Sleepy"]
     recipe["plugins"] = [str(tmp_path / "sleepy.py")]
-    recipe["study"] |= {"trials": 6, "trial_seconds": 0.5, "max_failures": 100, "existing": "resume"}
+    recipe["study"] |= {"trials": 6, "trial_seconds": 2.0, "max_failures": 100, "existing": "resume"}
     del recipe["benchmark"]
     script = (
         "import sys, tailorlib.search.time_limit as t\nt.GRACE = 0.5\n"

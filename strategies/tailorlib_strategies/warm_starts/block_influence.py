@@ -34,7 +34,7 @@ class BlockInfluence(Calibrated):
         context_length: Length in tokens of the windows that the text is cut into.
         max_tokens: Number of tokens to run.
         merge_scales: Scales at which all candidates are merged.
-        merge: Merge operation whose only hyperparameter is ``scale``.
+        merge: Merge operation with a hyperparameter ``scale``; others are in the middle of their ranges.
     """
 
     def __init__(

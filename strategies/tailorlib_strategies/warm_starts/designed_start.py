@@ -38,7 +38,7 @@ class DesignedStart(WarmStart):
         removals: Warm starts whose first proposals give the removal lists.
         scales: Scales at which patterns are merged; six from 0.1 to 1 by default.
         max_patterns: The largest number of patterns; ``None`` for all ``2^K - 1`` of K candidates.
-        merge: Merge operation whose only hyperparameter is ``scale``.
+        merge: Merge operation with a hyperparameter ``scale``; others are in the middle of their ranges.
     """
 
     def __init__(

@@ -153,12 +153,12 @@ def merge_by_scale(name: str, setting: str) -> MergeOperation:
     """Return the merge operation of that name.
 
     Raises:
-        RecipeError: If there is none, or it has another hyperparameter than ``scale``.
+        RecipeError: If there is none, or it has no hyperparameter ``scale``.
     """
     operation = merge_operation(name, setting)
-    if set(operation.distributions()) != {"scale"}:
+    if "scale" not in operation.distributions():
         raise RecipeError(
-            f"{setting} is an operation whose only hyperparameter is 'scale', got {name!r} with "
+            f"{setting} is an operation with the hyperparameter 'scale', got {name!r} with "
             f"{sorted(operation.distributions())}. Use TaskArithmetic."
         )
     return operation
@@ -180,10 +180,11 @@ def merge_operation(name: str, setting: str) -> MergeOperation:
 
 
 def merged(operation: MergeOperation, scale: float, models: Iterable[str], i: int) -> LayerPlan:
-    """Return the plan of layer ``i``, merged of some models at a scale."""
+    """Return the plan of layer ``i``, merged of some models at a scale, other hyperparameters in the middle."""
     sources = tuple(LayerSource(model, i) for model in models)
     base = LayerSource(BASE, i) if operation.needs_base else None
-    return LayerPlan(sources, operation.name, (("scale", float(scale)),), base)
+    params = {name: d.default for name, d in operation.distributions().items()} | {"scale": float(scale)}
+    return LayerPlan(sources, operation.name, tuple(sorted(params.items())), base)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_settings_are_checked(three: WarmStartContext) -> None:
     with pytest.raises(RecipeError, match="removals names one warm start or more") as caught:
         DesignedStart([], scales=[0.5, 0.5], max_patterns=0)
     assert len(caught.value.faults) == 3
-    for merge in ("TIES", "LayerSelection", "TaskArithmetics"):
+    for merge in ("Linear", "LayerSelection", "TaskArithmetics"):
         with pytest.raises(RecipeError, match=r"DesignedStart\.merge"):
             DesignedStart(starts(), merge=merge).propose(three)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tailorlib_strategies.operations import LayerRemoval, ResidualScale, TaskArithmetic
+from tailorlib_strategies.operations import TIES, LayerRemoval, ResidualScale, TaskArithmetic
 from tailorlib_strategies.search_spaces import (
     DepthIntegrationSpace,
     FoldingSpace,
@@ -143,10 +143,20 @@ def test_block_influence_is_the_same_every_time(context: WarmStartContext) -> No
     assert BlockInfluence(Given()).propose(context) == BlockInfluence(Given()).propose(context)
 
 
-@pytest.mark.parametrize("merge", ["TIES", "LayerSelection", "TaskArithmetics"])
+@pytest.mark.parametrize("merge", ["Linear", "LayerSelection", "TaskArithmetics"])
 def test_block_influence_refuses_other_merges(context: WarmStartContext, merge: str) -> None:
     with pytest.raises(RecipeError, match=r"BlockInfluence\.merge"):
         BlockInfluence(Given(), merge_scales=[0.5], merge=merge).propose(context)
+
+
+def test_block_influence_merges_with_other_hyperparameters_in_the_middle(context: WarmStartContext) -> None:
+    space = PruningSpace(LayerRemoval(count=1), merges=[TIES(density=[0.5, 0.7], scale=[0.0, 1.0])])
+    found = BlockInfluence(Given(), merge_scales=[0.25], merge="TIES").propose(in_space(context, space))
+    params = [dict(plan.params) for plan in found[-1].layers]
+    assert [p["density"] for p in params] == pytest.approx([0.6] * len(params))  # of TIES's own range
+    assert {(p["scale"], p["normalize"]) for p in params} == {(0.25, True)}
+    space.setup(context.family.layout)
+    assert space.decode(space.encode(found[-1]), seed=context.seed).digest == found[-1].digest
 
 
 def test_random_tailorings_follow_the_seed(context: WarmStartContext) -> None:
