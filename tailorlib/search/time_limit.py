@@ -13,6 +13,8 @@ from types import FrameType
 
 GRACE = 60.0
 """Seconds between the exception and the end of the process."""
+LEAST = 0.05
+"""Seconds to the alarm at least: one that came while the block is being entered would find nobody to handle it."""
 EXIT_CODE = 124
 """What a process ends with that nothing else could stop: that of the command ``timeout``."""
 
@@ -60,9 +62,9 @@ def time_limit(
             os._exit(EXIT_CODE)
 
     began, former, delay, interval = time.monotonic(), signal.signal(signal.SIGALRM, interrupt), 0.0, 0.0
-    try:  # from here on the alarm may come
+    try:
         threading.Thread(target=give_up, daemon=True, name="time limit").start()
-        delay, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+        delay, interval = signal.setitimer(signal.ITIMER_REAL, max(seconds, LEAST), 1.0)
         yield
     except Exception as error:
         if over.is_set():  # a library may have made an error of its own of the exception
