@@ -121,6 +121,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+@pytest.mark.slow  # each process imports everything, one of them twice
 def test_a_worker_killed_on_one_of_two_nodes_is_restarted_and_the_trials_are_those_of_one_process(
     small: dict[str, Any], write: Write, tmp_path: Path
 ) -> None:
@@ -136,7 +137,7 @@ def test_a_worker_killed_on_one_of_two_nodes_is_restarted_and_the_trials_are_tho
     assert not list((tmp_path / "run").glob("pending.*"))
 
 
-@pytest.mark.slow  # as the one before, for ranks that share a node's weights
+@pytest.mark.slow  # the same, for ranks that share a node's weights
 def test_a_worker_killed_on_one_node_is_restarted_and_the_trials_are_those_of_one_process(
     small: dict[str, Any], write: Write, tmp_path: Path
 ) -> None:

@@ -145,7 +145,12 @@ def test_a_finished_study_resumes_with_more_trials(recipe: dict[str, Any], write
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "shards", "dtype"), [(3, 1, "float32"), (1, 3, "bfloat16"), (2, 2, "float32")]
+    ("batch_size", "shards", "dtype"),
+    [
+        pytest.param(3, 1, "float32", marks=pytest.mark.slow),
+        pytest.param(1, 3, "bfloat16", marks=pytest.mark.slow),
+        (2, 2, "float32"),
+    ],
 )
 def test_two_ranks_make_the_same_trials_as_one(
     recipe: dict[str, Any], write: Write, tmp_path: Path, batch_size: int, shards: int, dtype: str

@@ -51,6 +51,7 @@ def test_it_keeps_the_contract(sampler: str, space) -> None:
     check_optimizer(lambda: Optuna(sampler, starts=3), space, trials=8)
 
 
+@pytest.mark.slow  # fits a Gaussian process for each proposal
 def test_the_gaussian_process_keeps_the_contract() -> None:
     space = PruningSpace(LayerRemoval(count=[1, 2]), merges=[TaskArithmetic(scale=(0.1, 1.0))])
     space.setup(FamilyLayout(("a", "b"), 4, ("full_attention",) * 4))
