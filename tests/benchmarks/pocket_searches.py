@@ -177,16 +177,20 @@ def plot(groups: dict[str, Groups], path: Path, budget: float) -> None:
     grid = np.unique(np.geomspace(4, budget, 60).round()).astype(int)
     for column, (space, of_space) in enumerate(sorted(groups.items())):
         for row, start in enumerate(starts):
-            axis = axes[row][column]
+            axis, heights = axes[row][column], list[float]()
             for at, name in enumerate(names):
                 runs = of_space.get((start, name), [])
                 if not runs:
                     continue
                 curves = np.array([[_score(run.at(x)) for x in grid] for run in runs])
                 middle, error = curves.mean(axis=0), curves.std(axis=0) / max(1, len(runs) - 1) ** 0.5
-                (line,) = axis.plot(grid, middle, ("-", "--", ":")[at // 10 % 3], label=name, linewidth=1.5)
-                axis.fill_between(grid, middle - error, middle + error, color=line.get_color(), alpha=0.15)
+                style = {"color": f"C{at % 10}", "linestyle": ("-", "--", ":")[at // 10 % 3]}  # the same in all
+                axis.plot(grid, middle, label=name, linewidth=1.5, **style)
+                axis.fill_between(grid, middle - error, middle + error, color=style["color"], alpha=0.15)
+                heights += [x for x in curves.ravel()[np.tile(grid >= 20, len(runs))] if np.isfinite(x)]
             axis.set(title=f"{space} removed, {start} start", xscale="log")
+            if heights:  # what a cold start has at first may be next to nothing
+                axis.set_ylim(np.quantile(heights, 0.02) - 0.02, max(heights) + 0.01)
             axis.grid(alpha=0.3, which="both")
     for axis in axes[-1]:
         axis.set_xlabel("evaluations on all samples")
