@@ -3,5 +3,5 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from model_cases import case, case_family, folders, llama, one_thread  # noqa: F401
-from own_code_cases import custom, modules_cache, own_tokenizer, row  # noqa: F401
+from model_cases import case, case_family, folders, llama, one_thread  # noqa: F401 - fixtures
+from own_code_cases import custom, modules_cache, own_tokenizer, row  # noqa: F401 - fixtures

@@ -21,7 +21,7 @@ from tailorlib.testing.tiny import write_tiny_family
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 
-from own_code_cases import custom, modules_cache  # noqa: F401
+from own_code_cases import custom, modules_cache  # noqa: F401 - fixtures
 
 TEXT = "The quick brown fox jumps over the lazy dog. Anna has 3 apples and buys 4 more. " * 12
 
