@@ -363,8 +363,8 @@ class SearchModule(LightningModule):
             return self._evaluator.measure(self.study.dense)
         except EvaluationError as error:
             raise EvaluationError(
-                f"Candidates are compared with the dense base, which can't be scored itself: {error} Mend that first: "
-                "candidates would fare no better."
+                f"Candidates are compared with the dense base, which can't be scored itself: {error} Mend "
+                "that first: candidates would fare no better."
             ) from error
 
     def _dense_on(self, samples: int) -> float:
