@@ -37,6 +37,7 @@ from family_lab import (
     SEARCHED,
     TESTED,
     Place,
+    SpaceName,
     add_place,
     baseline,
     lab,
@@ -47,11 +48,10 @@ from family_lab import (
     space_of,
     starts_of,
 )
-from searches import Found, Record, Setting, optimizer_of, run_all, run_search
+from searches import Found, Record, Setting, add_plugins, check_plugins, run_all, run_search
 
 from tailorlib import Tailoring
 from tailorlib.fitness import Measurement
-from tailorlib.registry import load_plugin
 from tailorlib.report.table import BenchmarkRow, retained_above_chance
 
 
@@ -196,13 +196,23 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 def read_settings(path: Path, seeds: int) -> list[Setting]:
-    """Return the searches of a file, all kinds of the first seed first."""
+    """Return the searches of a file, all kinds of the first seed first.
+
+    Raises:
+        SystemExit: A line is no setting.
+    """
     kinds = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.partition("#")[0].strip():
-            optimizer, scheduler, start, space, budget = (p.strip() for p in line.partition("#")[0].split("|"))
-            optimizer_of(optimizer.removeprefix("!"), float(budget))  # what can't be is said before anything runs
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        wanted = line.partition("#")[0].strip()
+        if not wanted:
+            continue
+        try:
+            optimizer, scheduler, start, space, budget = (part.strip() for part in wanted.split("|"))
             kinds.append(Setting(optimizer, scheduler, start, space, 0, float(budget)))
+        except ValueError:
+            rule = "optimizer | scheduler | start | space | budget"
+            raise SystemExit(f"{path}, line {number}: a setting is {rule}, got {wanted!r}.") from None
+        SpaceName.of(space)
     return [replace(kind, seed=seed) for seed in range(seeds) for kind in kinds]
 
 
@@ -214,18 +224,18 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--baselines", nargs="*", default=[], help="shares of layers to show baselines at")
     parser.add_argument("--baseline-names", nargs="*", choices=list(BASELINES), default=list(BASELINES))
-    parser.add_argument("--plugins", nargs="*", default=[])
+    add_plugins(parser)
     parser.add_argument(
         "--show", action="store_true", help="score what was found on unseen data, and print the table"
     )
     parser.add_argument("--scores", type=Path, help="write all candidates and their search scores")
     arguments = parser.parse_args()
-    for spec in arguments.plugins:
-        load_plugin(spec)
+    settings = read_settings(arguments.settings, arguments.seeds) if arguments.settings else []
+    optimizers, schedulers = {s.optimizer for s in settings}, {s.scheduler for s in settings}
+    check_plugins(parser, arguments.plugins, sorted(optimizers), sorted(schedulers))
     place = place_of(arguments)
     record = Record(place.record / "searches.jsonl")
-    if arguments.settings:
-        settings = read_settings(arguments.settings, arguments.seeds)
+    if settings:
         run_all(settings, record, partial(search, place), arguments.processes, arguments.plugins)
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, {versions}")

@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from searches import add_plugins, check_plugins, optimizer_of
 from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
 from tailorlib_strategies.search_spaces import PruningSpace
 
 from tailorlib import Optimizer, Trial
-from tailorlib.exceptions import TailorError
 from tailorlib.optimizer import OPTIMIZERS
-from tailorlib.registry import load_plugin
 from tailorlib.search.proposer import Proposer
 from tailorlib.testing.landscapes import LANDSCAPES, Landscape
 from tailorlib.trial import incumbent
@@ -109,16 +107,6 @@ def run(landscape: Landscape, optimizer: Optimizer, trials: int, seed: int, warm
     return Run(np.array(regret), timed.seconds / trials)
 
 
-def optimizer_of(spec: str, trials: int) -> Optimizer:
-    """Return an optimizer of a name with settings, such as ``Nevergrad:optimizer=DE,budget=100``."""
-    name, _, settings = spec.partition(":")
-    pairs = (item.partition("=") for item in settings.split(",") if item)
-    values = {key: yaml.safe_load(value) for key, _, value in pairs}
-    if name == "Nevergrad":
-        values.setdefault("budget", trials)
-    return OPTIMIZERS.get(name)(**values)
-
-
 def needs(name: str) -> list[str]:
     """Return the settings without which an optimizer can't be made."""
     parameters = inspect.signature(OPTIMIZERS.get(name)).parameters.values()
@@ -185,21 +173,15 @@ def plot(found: dict[str, dict[str, list[Run]]], path: Path, title: str) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="*", help="optimizers, with settings after a colon; all by default")
-    parser.add_argument("--plugins", nargs="*", default=[], help="files or modules with more optimizers")
+    add_plugins(parser)
     parser.add_argument("--landscapes", nargs="*", default=list(LANDSCAPES), choices=list(LANDSCAPES))
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--start", choices=["cold", "warm"], default="cold")
     parser.add_argument("--plot", type=Path, help="where to write the picture, a PNG")
     arguments = parser.parse_args()
-    try:
-        for spec in arguments.plugins:
-            load_plugin(spec)
-        specs = arguments.names or [name for name in OPTIMIZERS.names() if not needs(name)]
-        for spec in specs:
-            optimizer_of(spec, arguments.trials)  # what can't be is said before anything runs
-    except (TypeError, ValueError, TailorError) as error:
-        parser.error(str(error))
+    check_plugins(parser, arguments.plugins, arguments.names or (), budget=arguments.trials)
+    specs = arguments.names or [name for name in OPTIMIZERS.names() if not needs(name)]
     marks = [m for m in MARKS if m < arguments.trials] + [arguments.trials]
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     command = f"python {shlex.join(sys.argv)}"

@@ -31,14 +31,13 @@ import numpy as np
 import torch
 from evaluations import Evaluations, Scorer
 from pocket_family import pocket_family, prepared, source, study_parts
-from searches import Found, Record, Setting, Starts, Step, optimizer_of, run_all, run_search
+from searches import Found, Record, Setting, Starts, Step, add_plugins, check_plugins, run_all, run_search
 from tailorlib_strategies.optimizers import RandomSearch
 from tailorlib_strategies.texts import Interleaved
 from tailorlib_strategies.warm_starts import AngularDistance, BlockInfluence, DesignedStart, LeaveOneOut
 
 from tailorlib import SearchSpace, Tailoring, WarmStart
 from tailorlib.evaluation.engine import Engine
-from tailorlib.registry import load_plugin
 from tailorlib.search.study import Benchmark, Study
 from tailorlib.warm_start import WarmStartContext
 
@@ -214,14 +213,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=300)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--plugins", nargs="*", default=[], help="files or modules with more optimizers")
+    add_plugins(parser)
     parser.add_argument("--show", action="store_true", help="run nothing")
     parser.add_argument("--plot", type=Path, help="where to write the picture, a PNG")
     arguments = parser.parse_args()
-    for spec in arguments.plugins:
-        load_plugin(spec)
-    for spec in arguments.optimizers:
-        optimizer_of(spec.removeprefix("!"), arguments.budget)  # what can't be is said before anything runs
+    check_plugins(parser, arguments.plugins, arguments.optimizers, arguments.schedulers, arguments.budget)
     folder = arguments.record
     pocket_family(folder)
     record = Record(folder / "searches.jsonl")

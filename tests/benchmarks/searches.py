@@ -8,6 +8,7 @@ share. What is spent is counted in sample evaluations as the search asks for the
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import time
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 from tailorlib import Optimizer, Tailoring, Trial
+from tailorlib.exceptions import TailorError
 from tailorlib.fitness import Fitness
 from tailorlib.optimizer import OPTIMIZERS
 from tailorlib.registry import load_plugin
@@ -105,6 +107,30 @@ def optimizer_of(spec: str, budget: float) -> Optimizer:
     defaults = {"budget": round(budget)} if spec.partition(":")[0] == "Nevergrad" else {}
     found: Optimizer = plugin_of(spec, OPTIMIZERS, **defaults)
     return found
+
+
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """Add the option for a user's own optimizers and schedulers."""
+    parser.add_argument("--plugins", nargs="*", default=[], help="files or modules with more optimizers")
+
+
+def check_plugins(
+    parser: argparse.ArgumentParser,
+    plugins: Sequence[str],
+    optimizers: Iterable[str],
+    schedulers: Iterable[str] = (),
+    budget: float = 100.0,
+) -> None:
+    """Load a user's plugins, and make each optimizer and scheduler once: what can't be is said at once."""
+    try:
+        for spec in plugins:
+            load_plugin(spec)
+        for spec in optimizers:
+            optimizer_of(spec.removeprefix("!"), budget)
+        for spec in filter(None, schedulers):
+            plugin_of(spec, SCHEDULERS)
+    except (TypeError, ValueError, TailorError) as error:
+        parser.error(str(error))
 
 
 def run_search(
@@ -242,4 +268,15 @@ def _load(plugins: Sequence[str]) -> None:
         load_plugin(spec)
 
 
-__all__ = ["Found", "Record", "Setting", "Step", "optimizer_of", "plugin_of", "run_all", "run_search"]
+__all__ = [
+    "Found",
+    "Record",
+    "Setting",
+    "Step",
+    "add_plugins",
+    "check_plugins",
+    "optimizer_of",
+    "plugin_of",
+    "run_all",
+    "run_search",
+]

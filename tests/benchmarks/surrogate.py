@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from evaluations import Evaluations
 from scipy.stats import spearmanr
-from searches import Setting, run_search
+from searches import Setting, add_plugins, check_plugins, run_search
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
 from tailorlib_strategies.search_spaces import PruningSpace
 
@@ -207,7 +207,10 @@ def main() -> None:
     use.add_argument("--names", nargs="+", default=["RandomSearch", "Nevergrad", "Evolution", "StructuredBayes"])
     use.add_argument("--budget", type=int, default=150)
     use.add_argument("--seeds", type=int, default=4)
+    add_plugins(use)
     arguments = parser.parse_args()
+    if arguments.verb == "search":
+        check_plugins(parser, arguments.plugins, arguments.names, budget=arguments.budget)
     print(
         f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, NumPy {np.__version__}"
     )
