@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from tailorlib.exceptions import ModelError, RecipeError, did_you_mean, shown
-from tailorlib.models.adapter import AdapterCheckpoint
-from tailorlib.models.architecture import Architecture, architecture_of, layer_kinds
+from tailorlib.models.architecture import Architecture, layer_kinds
 from tailorlib.models.assembly import Assembly
-from tailorlib.models.checkpoint import Checkpoint, SafetensorsCheckpoint
-from tailorlib.models.compatibility import config_differences, shape_differences
-from tailorlib.models.own_code import is_own_code, needs_own_code, place_code, untrusted_note
+from tailorlib.models.checkpoint import Checkpoint
+from tailorlib.models.opening import note_on, open_base, open_candidate
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
-from tailorlib.models.prefixed import with_prefix
 from tailorlib.models.quantization import QUANTIZATIONS, QuantizationName
 from tailorlib.models.shared import SharedTensors, folder_digest
-from tailorlib.models.source import ModelSource, resolve
+from tailorlib.models.source import ModelSource
 from tailorlib.models.statistics import LayerStatistics
-from tailorlib.models.stitching import Stitcher, build_skeleton
-from tailorlib.models.vocabulary import Member, align
+from tailorlib.models.stitching import Stitcher
 from tailorlib.operation import MergeOperation, Statistic
 from tailorlib.registry import Registry
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import BASE, SELECT, LayerPlan, LayerSource, PartPlan, Tailoring, models_of
 from tailorlib.text import TextSource
-
-_log = logging.getLogger(__name__)
 
 TRUST_RULE = (
     "trust_remote_code is asked for per model: it is a list of the names of those models whose own Python code "
@@ -112,17 +105,22 @@ class ModelFamily:
             candidates = {k: v for k, v in candidates.items() if k != BASE}
         faults += self._trust_faults((BASE, *candidates))
         try:
-            self._open_base(base)
+            opened = open_base(base, trusted=self._trusts(BASE))
         except ModelError as error:
             raise RecipeError([*faults, f"base: {error}"]) from error
+        sources, checkpoints = {BASE: opened.source}, {BASE: opened.checkpoint}
         for name, reference in candidates.items():
             try:
-                self._open_candidate(name, reference)
+                found = open_candidate(opened, name, reference, trusted=self._trusts(name))
             except ModelError as error:
                 faults.append(f"candidate {name!r}: {error}")
+            else:
+                sources[name], checkpoints[name] = found
         if faults:
-            self._assembly = None
             raise RecipeError(faults)
+        self._sources_found, self._checkpoints, self._config = sources, checkpoints, opened.config
+        self._kinds = layer_kinds(opened.config)
+        self._assembly = Assembly(opened.architecture, checkpoints, opened.layer_suffixes, opened.outer)
         if self.calibration is not None:
             self._statistics = self.assembly.statistics = LayerStatistics(self)
 
@@ -248,7 +246,7 @@ class ModelFamily:
                     raise
                 raise ModelError(
                     f"The base model {str(self.source.folder)!r} has no tokenizer that "
-                    f"transformers can load: {error}{_note(self.source)}"
+                    f"transformers can load: {error}{note_on(self.source)}"
                 ) from error
         return self._tokenizer
 
@@ -382,57 +380,6 @@ class ModelFamily:
             if name not in known
         ]
 
-    def _open_base(self, reference: str) -> None:
-        source = resolve(reference, trust_remote_code=self._trusts(BASE))
-        if source.is_adapter:
-            raise ModelError(
-                f"The base is a whole model; {str(source.folder)!r} is an adapter. Give the model that it was "
-                "trained on as the base, and the adapter as a candidate."
-            )
-        opened = SafetensorsCheckpoint(source.folder)
-        config = load_config(source)
-        architecture = architecture_of(config)
-        checkpoint = with_prefix(opened, architecture)
-        live = {n: tuple(p.shape) for n, p in _skeleton(config, source).state_dict().items()}
-        if config.tie_word_embeddings:
-            live = {n: s for n, s in live.items() if not n.startswith(architecture.head + ".")}
-        names = architecture.stored_shapes(live)
-        wrong = shape_differences(architecture, names, checkpoint)
-        if wrong:
-            raise ModelError(f"The checkpoint {str(source.folder)!r} doesn't fit its config: {wrong}.")
-        self._checkpoints, self._sources_found, self._config = {BASE: checkpoint}, {BASE: source}, config
-        self._kinds = layer_kinds(config)
-        prefixes = [architecture.layer_prefix(i) for i in range(config.num_hidden_layers)]
-        self._names = names
-        self._assembly = Assembly(
-            architecture,
-            self._checkpoints,
-            tuple(tuple(n.removeprefix(p) for n in names if n.startswith(p)) for p in prefixes),
-            tuple(n for n in live if not n.startswith(architecture.layers + ".")),
-        )
-
-    def _open_candidate(self, name: str, reference: str) -> None:
-        source = resolve(reference, trust_remote_code=self._trusts(name))
-        checkpoint: Checkpoint
-        if source.is_adapter:
-            checkpoint = AdapterCheckpoint(self._checkpoints[BASE], source.folder)
-        else:
-            checkpoint = with_prefix(SafetensorsCheckpoint(source.folder), self.architecture)
-            config = load_config(source, like=self._config)
-            hard, soft = config_differences(self._config, config)
-            if hard:
-                raise ModelError(f"A candidate has the base's architecture; it has {'; '.join(hard)}.")
-            base = Member(self._checkpoints[BASE], self._config, self._sources_found[BASE])
-            checkpoint, note = align(base, Member(checkpoint, config, source), self.architecture)
-            if note:
-                _log.warning("Candidate %r has %s.", name, note)
-            wrong = shape_differences(self.architecture, self._names, checkpoint)
-            if wrong:
-                raise ModelError(f"A candidate has the base's tensors; in {str(source.folder)!r}, {wrong}.")
-            if soft:
-                _log.warning("Candidate %r has %s. Its layers run with the base's.", name, "; ".join(soft))
-        self._checkpoints[name], self._sources_found[name] = checkpoint, source
-
 
 def _names(listed: object) -> Sequence[str] | None:
     """Return a list of names; ``None`` if it is something else."""
@@ -440,49 +387,6 @@ def _names(listed: object) -> Sequence[str] | None:
         return ()
     is_list = isinstance(listed, (list, tuple)) and all(isinstance(name, str) for name in listed)
     return cast("Sequence[str]", listed) if is_list else None
-
-
-def load_config(source: ModelSource, *, like: Any = None) -> Any:
-    """Return the transformers config of a model.
-
-    Args:
-        source: The model.
-        like: Config of a base. If its class is of code that the base came with, it also reads a model of the same
-            type whose own code may not be run.
-
-    Raises:
-        ModelError: If there is none, transformers can't read it, or that takes code which may not be run.
-    """
-    if source.trust_remote_code:
-        place_code(source.folder)
-    try:
-        if not source.trust_remote_code and needs_own_code(source.folder):
-            entries, _ = PreTrainedConfig.get_config_dict(source.folder)
-            if is_own_code(like) and entries.get("model_type") == like.model_type:
-                return type(like).from_pretrained(source.folder)
-            raise ModelError(
-                f"The config of {str(source.folder)!r} can't be read by transformers itself.{_note(source)}"
-            )
-        return AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
-    except ModelError:
-        raise
-    except Exception as error:  # transformers raises many kinds for a config that it can't read
-        raise ModelError(f"The config of {str(source.folder)!r} can't be read: {error}") from error
-
-
-def _skeleton(config: Any, source: ModelSource) -> PreTrainedModel:
-    try:
-        return build_skeleton(config, torch.float32, trust_remote_code=source.trust_remote_code)
-    except Exception as error:  # own code may raise anything, and without it there may be no class
-        if not untrusted_note(source.folder):  # no code of the model's own has a part in it
-            raise
-        raise ModelError(
-            f"The model of {str(source.folder)!r} can't be built: {type(error).__name__}: {error}{_note(source)}"
-        ) from error
-
-
-def _note(source: ModelSource) -> str:
-    return "" if source.trust_remote_code else untrusted_note(source.folder)
 
 
 FAMILIES: Registry[ModelFamily] = Registry(ModelFamily, "tailorlib.families")
