@@ -15,14 +15,9 @@ from tailorlib.console import quieten, speaking, tell_error
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.export.command import export_command
 from tailorlib.light import LIGHT, run_light
+from tailorlib.parser_messages import clean_message
 from tailorlib.plugins import REGISTRIES
-from tailorlib.recipe import (
-    REQUIRED,
-    check_recipe,
-    clean_message,
-    missing_sections,
-    read_recipe,
-)
+from tailorlib.recipe import REQUIRED, check_recipe, missing_sections, read_recipe
 from tailorlib.registry import load_plugin
 from tailorlib.version import __version__
 

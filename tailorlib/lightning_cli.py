@@ -12,7 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.light import LIGHT
-from tailorlib.recipe import SECTIONS, clean_message, identity_of
+from tailorlib.parser_messages import clean_message, placed
+from tailorlib.recipe import SECTIONS, identity_of
 from tailorlib.search import strategy  # noqa: F401 (registers the strategies by name)
 from tailorlib.search.module import SearchModule
 from tailorlib.search.study import Study
@@ -121,7 +122,7 @@ class TailorCLI(LightningCLI):
             environment = getattr(launcher, "cluster_environment", None)
             if environment is not None:
                 environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
-        except (MisconfigurationException, ImportError, ValueError) as error:
+        except (MisconfigurationException, ImportError, ValueError, TypeError) as error:
             raise RecipeError(f"The section 'trainer' can't be had here. Lightning says: {error}") from error
         return trainer  # type: ignore[return-value]  # of the trainer_class given above
 
@@ -192,4 +193,4 @@ def _build(parser: LightningArgumentParser, settings: Namespace, key: str, fault
     except Exception as error:  # jsonargparse wraps what a constructor raised; the recorder has the original
         if not found and key != "trainer":
             raise
-        faults.extend(f"{key}: {fault}" for fault in found or [clean_message(str(error))])
+        faults.extend(placed(key, fault) for fault in found or [clean_message(str(error))])

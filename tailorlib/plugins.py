@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -33,15 +33,25 @@ REGISTRIES: tuple[Registry[Any], ...] = (
 )
 
 
-def class_names() -> list[str]:
-    """Return the short names that a recipe can use."""
-    return [ModelFamily.__name__, *(name for registry in REGISTRIES for name in registry.names())]
+def class_names(kinds: Collection[type] = ()) -> list[str]:
+    """Return the short names that a recipe can use.
+
+    Args:
+        kinds: Base classes of the kinds of plugins that are wanted; empty for all.
+    """
+    wanted = [registry for registry in REGISTRIES if not kinds or registry.kind in kinds]
+    names = [name for registry in wanted for name in registry.names()]
+    return [ModelFamily.__name__, *names] if FAMILIES in wanted else names
 
 
-def find_class(name: str) -> type:
+def find_class(name: str, kinds: Collection[type] = ()) -> type:
     """Return the class that a recipe names: a plugin's short name, or a dotted import path.
 
     A module is imported only if an installed plugin or the user named it: importing runs its code.
+
+    Args:
+        name: The name.
+        kinds: Base classes of the kinds of plugins that a message is to suggest; empty for all.
 
     Raises:
         PluginError: If there is none, or it is no plugin.
@@ -52,7 +62,7 @@ def find_class(name: str) -> type:
                 return registry.get(name)
         if name == ModelFamily.__name__:
             return ModelFamily
-        raise PluginError(f"There is no class {shown(name)}.{did_you_mean(name[:100], class_names())}")
+        raise PluginError(f"There is no class {shown(name)}.{did_you_mean(name[:100], class_names(kinds))}")
     found = import_trusted(name)
     if not inspect.isclass(found):
         raise PluginError(f"{name!r} is no class.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -14,11 +12,11 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tailorlib.bounded import load_yaml, read_text
 from tailorlib.exceptions import RecipeError, did_you_mean, shown
 from tailorlib.fitness import Fitness
-from tailorlib.models.family import TRUST_RULE, ModelFamily
+from tailorlib.models.family import ModelFamily
 from tailorlib.objective import Objective
 from tailorlib.optimizer import Optimizer
-from tailorlib.plugins import class_names, find_class
-from tailorlib.recipe_names import plugin_names, short, trainer_names
+from tailorlib.parser_messages import clean_message, placed
+from tailorlib.recipe_names import SECTION_KINDS, plugin_names, short, trainer_names
 from tailorlib.scheduler import Scheduler
 from tailorlib.search.study import Benchmark, StudySettings, Validation
 from tailorlib.search_space import SearchSpace
@@ -55,15 +53,6 @@ OPTIONAL_IDENTITY = ("scheduler", "objectives")
 """Sections that decide the trials; of ``study`` only seed, batch size and lengths do."""
 MAX_BYTES = 1_000_000
 """Largest recipe: PyYAML reads about a megabyte a second."""
-_HINTS: Mapping[str, object] = {
-    "family": ModelFamily,
-    "search_space": SearchSpace,
-    "optimizer": Optimizer,
-    "scheduler": Scheduler,
-    "fitness": Fitness,
-    "objectives": Objective,
-    "warm_starts": WarmStart,
-}
 _FIXED_CLASSES: Mapping[str, type] = {"validation": Validation, "benchmark": Benchmark, "study": StudySettings}
 _OTHER_KEYS = ("trainer", "plugins", "seed_everything")
 
@@ -117,32 +106,11 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: config.get(key) for key in IDENTITY}, **optional, "study": own}
 
 
-def clean_message(message: str) -> str:
-    """Make a parser's message readable, and suggest close names for a class that it doesn't know."""
-    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
-    if unknown:
-        return f"There is no class {unknown[1]!r}.{did_you_mean(unknown[1], class_names())}"
-    if re.search(r'Parser key "(?:[\w.]+\.)?trust_remote_code"', message):
-        return TRUST_RULE
-    setting = re.search(r"class_path '([\w.]+)':\s*Option '([^']+)' is not accepted", message)
-    if setting:
-        cls = find_class(setting[1])
-        known = inspect.signature(cls).parameters
-        return f"{cls.__name__} has no setting {setting[2]!r}.{did_you_mean(setting[2], known)}"
-    noise = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [line.removeprefix("- ") for line in lines if line and not line.startswith(noise)]
-    given = re.search(r"Given value: (.{1,80})$", message, flags=re.MULTILINE)
-    if given and "Got value" not in message:
-        kept.append(f"Got {given[1]!r}.")
-    return " ".join(kept)
-
-
 def _check_section(key: str, value: Any) -> Iterator[str]:
     if key in _FIXED_CLASSES and isinstance(value, Mapping):
         yield from plugin_names().check_settings(_FIXED_CLASSES[key], value, key)
     else:
-        yield from plugin_names().check(value, _HINTS.get(key, Any), key)
+        yield from plugin_names().check(value, SECTION_KINDS.get(key, Any), key)
 
 
 @cache
@@ -157,6 +125,5 @@ def _check_types(key: str, value: Any) -> list[str]:
     try:
         _parser(key).parse_object({key: value})
     except (ArgumentError, TypeError, ValueError) as error:
-        message = clean_message(str(error))
-        return [message if message.startswith("There is no class") else f"{key}: {message}"]
+        return [placed(key, clean_message(str(error)))]
     return []

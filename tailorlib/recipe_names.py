@@ -9,15 +9,32 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from tailorlib.exceptions import PluginError, did_you_mean, shown
+from tailorlib.fitness import Fitness
+from tailorlib.models.family import ModelFamily
+from tailorlib.objective import Objective
+from tailorlib.optimizer import Optimizer
 from tailorlib.plugins import find_class, import_trusted, plugin_kinds
+from tailorlib.scheduler import Scheduler
+from tailorlib.search_space import SearchSpace
+from tailorlib.warm_start import WarmStart
 
 _LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric", "torch")
+SECTION_KINDS: Mapping[str, type] = {
+    "family": ModelFamily,
+    "search_space": SearchSpace,
+    "optimizer": Optimizer,
+    "scheduler": Scheduler,
+    "fitness": Fitness,
+    "objectives": Objective,
+    "warm_starts": WarmStart,
+}
+"""Sections of plugins, and the base class of theirs."""
 _MAX_DEPTH = 64  # of data that was not read from a file: that is bounded already
 
 
@@ -26,11 +43,11 @@ class Names:
     """How the names in a section are looked up.
 
     Args:
-        find: Returns the class of a name, or raises :class:`PluginError`.
+        find: Returns the class of a name, or raises :class:`PluginError` with names of the given kinds.
         kinds: Classes that a plain text may name where they are asked for.
     """
 
-    find: Callable[[str], object]
+    find: Callable[[str, Collection[type]], object]
     kinds: tuple[type, ...] = ()
 
     def check(self, value: Any, hint: object, where: str, depth: int = 0) -> Iterator[str]:
@@ -50,7 +67,7 @@ class Names:
             for i, item in enumerate(value):
                 yield from self.check(item, hint, f"{where}[{i}]", depth + 1)
         elif isinstance(value, Mapping) and "class_path" in value:
-            yield from self._check_class(value, where, depth)
+            yield from self._check_class(value, hint, where, depth)
         elif isinstance(value, Mapping):
             inner = {k: h for leaf in leaves(hint) if is_dataclass(leaf) for k, h in hints_of(leaf).items()}
             for key, item in value.items():
@@ -77,13 +94,18 @@ class Names:
             asked, called = asked and "." in text, called and "." in text
         try:
             if asked:
-                self.find(text)
+                self.find(text, self._kinds(wanted))
             elif called:
                 import_trusted(text, _LIGHTNING)
         except PluginError as error:
             yield f"{where}: {error}"
 
-    def _check_class(self, value: Mapping[Any, Any], where: str, depth: int) -> Iterator[str]:
+    def _kinds(self, wanted: frozenset[object]) -> tuple[type, ...]:
+        """Return the kinds of plugins among types; a plugin's own class stands for its kind."""
+        classes = [leaf for leaf in wanted if inspect.isclass(leaf)]
+        return tuple(kind for kind in self.kinds if any(issubclass(leaf, kind) for leaf in classes))
+
+    def _check_class(self, value: Mapping[Any, Any], hint: object, where: str, depth: int) -> Iterator[str]:
         extra = [k for k in value if k not in ("class_path", "init_args", "dict_kwargs")]
         if extra:
             listed = ", ".join(map(shown, extra[:5]))
@@ -93,7 +115,7 @@ class Names:
             yield f"{where}.init_args is a mapping of settings, got {shown(settings)}."
             return
         try:
-            found = self.find(str(value["class_path"]))
+            found = self.find(str(value["class_path"]), self._kinds(leaves(hint)))
         except PluginError as error:
             yield f"{where}: {error}"
             found = None
@@ -114,7 +136,7 @@ def trainer_names() -> Names:
     return Names(_find_of_trainer)
 
 
-def _find_of_trainer(name: str) -> object:
+def _find_of_trainer(name: str, _: Collection[type]) -> object:
     if "." in name:
         return import_trusted(name, _LIGHTNING)
     for module in ("callbacks", "loggers", "strategies", "profilers", "plugins"):  # the parser finds them by name
