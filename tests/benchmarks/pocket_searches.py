@@ -198,7 +198,7 @@ def plot(groups: dict[str, Groups], path: Path, budget: float) -> None:
     handles = {label: h for a in axes.flat for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     rows = -(-len(handles) // 3)
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=3, frameon=False)
-    figure.tight_layout(rect=(0, 0.03 * rows + 0.01, 1, 1))
+    figure.tight_layout(rect=(0, (0.06 * rows + 0.02) / len(starts), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
