@@ -9,8 +9,9 @@ A space is ``KIND@SHARE``, or ``KIND:key=value,...@SHARE``, with the share of th
 - ``fold``: merged layers, and removed ones folded into their neighbours
 
 ``pool=A+B`` leaves only these candidates: :func:`pooled` makes the place for it. A start is ``cold``,
-``influence`` (Block Influence, and all candidates merged at some scales), ``laco`` (for ``fold``) or ``designed``
-(the GPTailor paper's); ``influence:text=NAME`` calibrates on one text.
+``influence`` (Block Influence, and all candidates merged at some scales), ``greedy`` (the same of greedy
+leave-one-out), ``laco`` (for ``fold``) or ``designed`` (the GPTailor paper's); ``influence:text=NAME`` calibrates
+on one text.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ SEARCHED = ("code", "math", "web")
 TESTED = ("code", "math", "encyclopedia")
 QUESTIONS = ("hellaswag", "piqa", "sciq", "blimp")
 SCALES = [0.2, 0.35, 0.5, 0.8]
+GREEDY_TOKENS = 512
+"""Tokens that greedy leave-one-out ranks layers on as a start: it scores hundreds of models."""
 
 
 @dataclass(frozen=True)
@@ -270,13 +273,14 @@ def starts_of(place: Place, start: str, space: str) -> Starts:
     kind, _, source = start.partition(":text=")
     calibration: TextSource = text(place, source, "search") if source else calibration_of(place)
     wanted = SpaceName.of(space)
-    influence = BlockInfluence(calibration)
-    if wanted.scaled:
-        influence = BlockInfluence(calibration, merge_scales=SCALES, merge=wanted.operation)
+    scales, merge = (SCALES, wanted.operation) if wanted.scaled else (None, "TaskArithmetic")
+    influence = BlockInfluence(calibration, merge_scales=scales, merge=merge)
     if kind == "laco":
         proposed = baseline(place, "LaCo", wanted.share)
         return () if proposed is None else (("LaCo", proposed),)
     chosen: WarmStart = influence
+    if kind == "greedy":
+        chosen = LeaveOneOut(calibration, greedy=True, max_tokens=GREEDY_TOKENS, merge_scales=scales, merge=merge)
     if kind == "designed":
         chosen = DesignedStart([influence, LeaveOneOut(calibration), AngularDistance(calibration)])
     own = lab(place)

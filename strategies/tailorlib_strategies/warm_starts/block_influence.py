@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from tailorlib import LayerPlan, Tailoring, TextSource
+from tailorlib import Tailoring, TextSource
 from tailorlib.evaluation.hidden_states import block_influence
 from tailorlib.tailoring import BASE
 from tailorlib.warm_start import WarmStartContext
-from tailorlib_strategies.warm_starts.removals import (
-    Calibrated,
-    merge_by_scale,
-    merged,
-    presented,
-    removal_of,
-    without,
-)
+from tailorlib_strategies.warm_starts.removals import Calibrated, filled, presented, removal_of
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +52,7 @@ class BlockInfluence(Calibrated):
         proposals: list[Tailoring] = []
         for removed in removal.least(self.influence(context), self):
             _log.info("Block influence removes the layers %s.", ", ".join(map(str, removed)))
-            proposals += self._proposals(context, removed)
+            proposals += filled(context, removed, self.merge_scales, self.merge, "BlockInfluence.merge")
         return presented(context, proposals)
 
     def influence(self, context: WarmStartContext) -> list[float]:
@@ -69,15 +62,3 @@ class BlockInfluence(Calibrated):
         layers = list(model.get_submodule(family.architecture.layers).children())
         values: list[float] = block_influence(model, layers, compiled).tolist()
         return values
-
-    def _proposals(self, context: WarmStartContext, removed: Sequence[int]) -> Iterator[Tailoring]:
-        layout = context.family.layout
-        for model in (BASE, *layout.candidates):
-            yield without(context, removed, model)
-        if len(layout.candidates) < 2 or not self.merge_scales:
-            return
-        operation = merge_by_scale(self.merge, "BlockInfluence.merge")
-        kept = [i for i in range(layout.num_layers) if i not in removed]
-        for scale in self.merge_scales:
-            plans: list[LayerPlan] = [merged(operation, scale, layout.candidates, i) for i in kept]
-            yield Tailoring(tuple(plans), seed=context.seed)

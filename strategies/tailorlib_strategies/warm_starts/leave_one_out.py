@@ -12,6 +12,7 @@ from tailorlib.evaluation.text import text_loss
 from tailorlib.warm_start import WarmStartContext
 from tailorlib_strategies.warm_starts.removals import (
     Calibrated,
+    filled,
     measured,
     presented,
     removal_of,
@@ -32,21 +33,31 @@ class LeaveOneOut(Calibrated):
     perplexity criterion of Shortened LLaMA, arXiv 2402.02834), which takes one evaluation for each of L layers. If
     ``greedy``, one layer goes after another, and the rest are ranked again without it (SLEB, arXiv 2402.09025),
     which takes ``R (L - (R - 1) / 2)`` evaluations. Layers below the removed one don't run again, as far as
-    ``study.prefix_cache_mib`` reaches. Proposes the base's other layers; where the number of removed layers
-    varies, for the least, the middle and the largest one.
+    ``study.prefix_cache_mib`` reaches. Proposes the base's other layers; with ``merge_scales``, then each
+    candidate's and all candidates merged, once per scale, as :class:`BlockInfluence` does. Where the number of
+    removed layers varies, all that is proposed for the least, the middle and the largest one.
 
     Args:
         text: Calibration text.
         greedy: Whether layers go one after another.
         context_length: Length in tokens of the windows that the text is cut into.
         max_tokens: Number of tokens to score.
+        merge_scales: Scales at which all candidates are merged; none of the candidates are used without.
+        merge: Merge operation with a hyperparameter ``scale``; others are in the middle of their ranges.
     """
 
     def __init__(
-        self, text: TextSource, greedy: bool = False, context_length: int = 256, max_tokens: int = 2048
+        self,
+        text: TextSource,
+        greedy: bool = False,
+        context_length: int = 256,
+        max_tokens: int = 2048,
+        merge_scales: list[float] | None = None,
+        merge: str = "TaskArithmetic",
     ) -> None:
         super().__init__(text, context_length, max_tokens)
         self.greedy = greedy
+        self.merge_scales, self.merge = tuple(merge_scales or ()), merge
 
     @property
     def label(self) -> str:
@@ -54,16 +65,19 @@ class LeaveOneOut(Calibrated):
         return "greedy leave-one-out (SLEB)" if self.greedy else "leave-one-out (perplexity)"
 
     def propose(self, context: WarmStartContext) -> Sequence[Tailoring]:
-        """Return the base without those layers, once for each number of them."""
+        """Return what is made without those layers, once for each number of them: the base's own first."""
         removal = removal_of(context, self)
         if self.greedy:
             order = self._one_after_another(context, removal.removable, removal.sizes[-1])
             lists = [tuple(sorted(order[:size])) for size in removal.sizes]
         else:
             lists = removal.least(self.losses(context, removal.removable), self)
+        proposals: list[Tailoring] = []
         for removed in lists:
             _log.info("%s removes the layers %s.", self.label, ", ".join(map(str, removed)))
-        return presented(context, [without(context, removed) for removed in lists])
+            made = filled(context, removed, self.merge_scales, self.merge, "LeaveOneOut.merge")
+            proposals += made if self.merge_scales else [without(context, removed)]
+        return presented(context, proposals)
 
     def losses(
         self, context: WarmStartContext, layers: Sequence[int], removed: Sequence[int] = ()

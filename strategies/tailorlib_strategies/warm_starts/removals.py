@@ -128,6 +128,35 @@ def without(context: WarmStartContext, removed: Iterable[int], model: str = BASE
     return Tailoring(tuple(LayerPlan((LayerSource(model, i),)) for i in kept), seed=context.seed)
 
 
+def filled(
+    context: WarmStartContext, removed: Sequence[int], scales: Sequence[float], merge: str, setting: str
+) -> Iterator[Tailoring]:
+    """Yield what the layers that stay can be made of, alike at all depths.
+
+    Args:
+        context: The context.
+        removed: The layers that go.
+        scales: Scales at which all candidates are merged; there must be two or more of them.
+        merge: Merge operation with a hyperparameter ``scale``.
+        setting: What a recipe calls that operation.
+
+    Yields:
+        The base's layers, then each candidate's, then all candidates merged, once per scale.
+
+    Raises:
+        RecipeError: If the operation is not known or has no scale.
+    """
+    layout = context.family.layout
+    for model in (BASE, *layout.candidates):
+        yield without(context, removed, model)
+    if len(layout.candidates) < 2 or not scales:
+        return
+    operation = merge_by_scale(merge, setting)
+    kept = [i for i in range(layout.num_layers) if i not in removed]
+    for scale in scales:
+        yield Tailoring(tuple(merged(operation, scale, layout.candidates, i) for i in kept), seed=context.seed)
+
+
 def presented(context: WarmStartContext, tailorings: Iterable[Tailoring]) -> list[Tailoring]:
     """Return those in the search space, in its own form; if there is none, all: they can be baselines."""
     unique = {tailoring.digest: tailoring for tailoring in tailorings}

@@ -11,6 +11,7 @@ from warm_start_cases import CPU, Given, VaryingRemoval, in_space, less, loss, r
 
 from tailorlib import WarmStartContext
 from tailorlib.evaluation.engine import Engine
+from tailorlib.exceptions import RecipeError
 
 
 @torch.no_grad()
@@ -55,6 +56,27 @@ def test_greedy_ranks_again(context: WarmStartContext, monkeypatch: pytest.Monke
     monkeypatch.setattr("tailorlib_strategies.warm_starts.leave_one_out._losses", losses)
     found = {greedy: removed(LeaveOneOut(Given(), greedy).propose(context)[0]) for greedy in (False, True)}
     assert found == {False: (1, 2), True: (1, 4)}
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_candidates_are_used_where_they_are_asked_for(context: WarmStartContext, greedy: bool) -> None:
+    (bare,) = LeaveOneOut(Given(), greedy).propose(context)
+    found = LeaveOneOut(Given(), greedy, merge_scales=[0.25, 0.5]).propose(context)
+    assert found[0] == bare
+    assert {removed(t) for t in found} == {removed(bare)}
+    assert [{source.model for plan in t.layers for source in plan.sources} for t in found] == [
+        {"base"},
+        {"a"},
+        {"b"},
+        {"a", "b"},
+        {"a", "b"},
+    ]
+    assert [{plan.params for plan in t.layers} for t in found[3:]] == [{(("scale", x),)} for x in (0.25, 0.5)]
+
+
+def test_a_merge_without_a_scale_is_refused(context: WarmStartContext) -> None:
+    with pytest.raises(RecipeError, match=r"LeaveOneOut\.merge is an operation with the hyperparameter 'scale'"):
+        LeaveOneOut(Given(), merge_scales=[0.5], merge="SLERP").propose(context)
 
 
 def test_lower_layers_run_once_and_nothing_is_kept(context: WarmStartContext) -> None:
