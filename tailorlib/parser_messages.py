@@ -72,10 +72,18 @@ def _wrong_type(message: str, keys: Sequence[str]) -> str | None:
     wanted = [_WORDS.get(name, name.rpartition(".")[2]) for name in types]
     wanted += [f"a {name}" for name in re.findall(r"Not a valid subclass of (\w+)", text)]
     given = re.search(r"Got(?: value:)? ['\"]?(.+?)['\"]?\.?(?: Subclass types expect .*)?$", text)
-    if not (keys and wanted and given):
+    if not (keys and wanted and given) or _is_one_of(given[1], types):  # the fault lies inside the value
         return None
     value = given[1] if _is_plain(given[1]) else repr(given[1])
     return f"{'.'.join(keys)} is {' or '.join(dict.fromkeys(wanted))}, got {value}."
+
+
+def _is_one_of(text: str, types: Sequence[str]) -> bool:
+    """Say whether a value as a message has it is a list or mapping, and such a one is wanted."""
+    try:
+        return type(yaml.safe_load(text)).__name__ in {"list", "dict"} & set(types)
+    except yaml.YAMLError:
+        return False
 
 
 def _is_plain(text: str) -> bool:

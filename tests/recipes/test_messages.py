@@ -57,6 +57,11 @@ def test_names_of_other_kinds_are_not_suggested() -> None:
     assert "Nevergrad" not in told and "Perplexity" not in told
 
 
+def test_a_list_is_not_told_to_be_a_list() -> None:
+    (told,) = check_recipe({"warm_starts": [{"class_path:BlockInfluence": None}]})
+    assert told.startswith("warm_starts") and "is a list, got [" not in told
+
+
 def test_what_is_not_understood_is_left_as_it_is() -> None:
     assert clean_message("Something else: is wrong.") == "Something else: is wrong."
     assert clean_message("Problem:\n  Errors:\n    - first\n    - second") == "Problem: first second"
