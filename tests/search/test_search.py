@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,15 @@ def test_an_earlier_study_is_refused_or_archived(
     assert trials_of(tmp_path / "run") == trials_of(tmp_path / "run.1")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C through, here and in processes started here: jobs in a shell's background begin without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
 def test_a_stopped_search_says_how_to_go_on(
     recipe: dict[str, Any], write: Write, tmp_path: Path, number: signal.Signals, status: int
@@ -331,6 +340,7 @@ def test_a_stopped_search_says_how_to_go_on(
     run("search", "--resume", str(tmp_path / "run"), "--study.trials", str(number_of_trials + 1))
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_ctrl_c_that_a_library_swallows_still_stops_the_search(
     recipe: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,13 @@ from tailorlib import Tailoring, TextSource
 from tailorlib.evaluation.hidden_states import block_influence
 from tailorlib.tailoring import BASE
 from tailorlib.warm_start import WarmStartContext
-from tailorlib_strategies.warm_starts.removals import Calibrated, filled, presented, removal_of
+from tailorlib_strategies.warm_starts.removals import (
+    Calibrated,
+    filled,
+    merge_by_scale,
+    presented,
+    removal_of,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +34,9 @@ class BlockInfluence(Calibrated):
         max_tokens: Number of tokens to run.
         merge_scales: Scales at which all candidates are merged.
         merge: Merge operation with a hyperparameter ``scale``; others are in the middle of their ranges.
+
+    Raises:
+        RecipeError: If ``merge`` is unknown or has no scale, or a number is not positive.
     """
 
     def __init__(
@@ -40,6 +49,8 @@ class BlockInfluence(Calibrated):
     ) -> None:
         super().__init__(text, context_length, max_tokens)
         self.merge_scales, self.merge = tuple(merge_scales or ()), merge
+        if self.merge_scales:
+            merge_by_scale(merge, "BlockInfluence.merge")  # what can't be is said before any layer is ranked
 
     @property
     def label(self) -> str:
@@ -52,7 +63,7 @@ class BlockInfluence(Calibrated):
         proposals: list[Tailoring] = []
         for removed in removal.least(self.influence(context), self):
             _log.info("Block influence removes the layers %s.", ", ".join(map(str, removed)))
-            proposals += filled(context, removed, self.merge_scales, self.merge, "BlockInfluence.merge")
+            proposals += filled(context, removed, self.merge_scales, self.merge)
         return presented(context, proposals)
 
     def influence(self, context: WarmStartContext) -> list[float]:

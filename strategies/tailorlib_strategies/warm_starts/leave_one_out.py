@@ -14,6 +14,7 @@ from tailorlib_strategies.warm_starts.removals import (
     Calibrated,
     filled,
     measured,
+    merge_by_scale,
     presented,
     removal_of,
     reusing_states,
@@ -44,6 +45,9 @@ class LeaveOneOut(Calibrated):
         max_tokens: Number of tokens to score.
         merge_scales: Scales at which all candidates are merged; none of the candidates are used without.
         merge: Merge operation with a hyperparameter ``scale``; others are in the middle of their ranges.
+
+    Raises:
+        RecipeError: If ``merge`` is unknown or has no scale, or a number is not positive.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class LeaveOneOut(Calibrated):
         super().__init__(text, context_length, max_tokens)
         self.greedy = greedy
         self.merge_scales, self.merge = tuple(merge_scales or ()), merge
+        if self.merge_scales:
+            merge_by_scale(merge, "LeaveOneOut.merge")  # what can't be is said before any layer is ranked
 
     @property
     def label(self) -> str:
@@ -75,7 +81,7 @@ class LeaveOneOut(Calibrated):
         proposals: list[Tailoring] = []
         for removed in lists:
             _log.info("%s removes the layers %s.", self.label, ", ".join(map(str, removed)))
-            made = filled(context, removed, self.merge_scales, self.merge, "LeaveOneOut.merge")
+            made = filled(context, removed, self.merge_scales, self.merge)
             proposals += made if self.merge_scales else [without(context, removed)]
         return presented(context, proposals)
 

@@ -129,16 +129,15 @@ def without(context: WarmStartContext, removed: Iterable[int], model: str = BASE
 
 
 def filled(
-    context: WarmStartContext, removed: Sequence[int], scales: Sequence[float], merge: str, setting: str
+    context: WarmStartContext, removed: Sequence[int], scales: Sequence[float], merge: str
 ) -> Iterator[Tailoring]:
     """Yield what the layers that stay can be made of, alike at all depths.
 
     Args:
         context: The context.
         removed: The layers that go.
-        scales: Scales at which all candidates are merged; there must be two or more of them.
+        scales: Scales at which all candidates are merged, if there are two or more candidates.
         merge: Merge operation with a hyperparameter ``scale``.
-        setting: What a recipe calls that operation.
 
     Yields:
         The base's layers, then each candidate's, then all candidates merged, once per scale.
@@ -151,7 +150,7 @@ def filled(
         yield without(context, removed, model)
     if len(layout.candidates) < 2 or not scales:
         return
-    operation = merge_by_scale(merge, setting)
+    operation = merge_by_scale(merge, "merge")
     kept = [i for i in range(layout.num_layers) if i not in removed]
     for scale in scales:
         yield Tailoring(tuple(merged(operation, scale, layout.candidates, i) for i in kept), seed=context.seed)

@@ -74,9 +74,9 @@ def test_candidates_are_used_where_they_are_asked_for(context: WarmStartContext,
     assert [{plan.params for plan in t.layers} for t in found[3:]] == [{(("scale", x),)} for x in (0.25, 0.5)]
 
 
-def test_a_merge_without_a_scale_is_refused(context: WarmStartContext) -> None:
+def test_a_merge_without_a_scale_is_refused_before_layers_are_ranked() -> None:
     with pytest.raises(RecipeError, match=r"LeaveOneOut\.merge is an operation with the hyperparameter 'scale'"):
-        LeaveOneOut(Given(), merge_scales=[0.5], merge="SLERP").propose(context)
+        LeaveOneOut(Given(), merge_scales=[0.5], merge="SLERP")
 
 
 def test_lower_layers_run_once_and_nothing_is_kept(context: WarmStartContext) -> None:
