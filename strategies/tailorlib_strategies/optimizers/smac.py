@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -187,20 +187,29 @@ class SMAC(Optimizer):
             self._told.params[keys[i]] for i in np.argsort(predicted, kind="stable")[: max(1, self.climbs // 2)]
         ]
         found = [self.space.sample(self.rng) for _ in range(self.challengers)]
-        gains = self._gains(found, least) if found else np.zeros(0)
+        drawn = [self._vector(params) for params in found]
+        gains = self._improvement(np.stack(drawn), least) if found else np.zeros(0)
         first = np.argsort(-gains, kind="stable")[: self.climbs - len(best)]
         here = best + [found[i] for i in first]
-        genomes = [self._steps.variation.genome(params) for params in here]
-        heights = self._gains(here, least)
+        variation = self._steps.variation
+        genomes = [variation.genome(params) for params in here]
+        vectors = [self._vector(params) for params in here]
+        heights = self._improvement(np.stack(vectors), least)
         seen = [(float(h), p) for h, p in zip(heights, here, strict=True)]
         patience = [PLATEAU] * len(here)
         while climbing := [i for i, left in enumerate(patience) if left]:
             neighbours = [[dict(genomes[i]) for _ in range(self.tries)] for i in climbing]
             for i, around in zip(climbing, neighbours, strict=True):
+                kinds = variation.kinds(here[i])
                 for genome in around:
-                    self._steps.variation.step(genome, self.rng, here[i])
+                    variation.take(genome, kinds, self.rng, here[i])
             near = [[self.space.active(genome) for genome in around] for around in neighbours]
-            gains = self._gains([params for around in near for params in around], least)  # at once: a call is dear
+            rows = [
+                self._vector.moved(vectors[i], here[i], params)
+                for i, around in zip(climbing, near, strict=True)
+                for params in around
+            ]
+            gains = self._improvement(np.stack(rows), least)  # at once: a call is dear
             seen += [(float(g), p) for g, p in zip(gains, (p for around in near for p in around), strict=True)]
             for row, (i, around) in enumerate(zip(climbing, neighbours, strict=True)):
                 own = gains[row * self.tries : (row + 1) * self.tries]
@@ -208,11 +217,9 @@ class SMAC(Optimizer):
                 patience[i] = PLATEAU if own[top] > heights[i] else patience[i] - 1
                 if own[top] >= heights[i]:
                     genomes[i], heights[i], here[i] = around[top], own[top], near[row][top]
+                    vectors[i] = rows[row * self.tries + top]
         seen.sort(key=lambda pair: -pair[0])
         return next((p for _, p in seen if not self._known(frozenset(p.items()))), seen[0][1])
-
-    def _gains(self, found: Sequence[Params], least: float) -> Vector:
-        return self._improvement(np.stack([self._vector(params) for params in found]), least)
 
 
 class _Columns:
@@ -235,6 +242,8 @@ class _Columns:
                 self.choices.append(len(distribution.choices))
             else:
                 self.choices += [None] * distribution.width
+        ends = [*list(self._start.values())[1:], len(self.choices)]
+        self._width = {name: end - at for (name, at), end in zip(self._start.items(), ends, strict=True)}
         self._defaults = [0.0] * len(self.choices)
         for name, distribution in self._distributions.items():
             self._fill(self._defaults, name, distribution.default)
@@ -247,7 +256,19 @@ class _Columns:
                 self._fill(vector, name, value)
         return np.array(vector)
 
-    def _fill(self, vector: list[float], name: str, value: ParamValue) -> None:
+    def moved(self, vector: Vector, before: Params, after: Params) -> Vector:
+        """Return the vector of ``after``, given that of ``before``: neighbours differ in few parameters."""
+        moved = vector.copy()
+        for name in before.keys() - after.keys():
+            if name in self._start:
+                at, width = self._start[name], self._width[name]
+                moved[at : at + width] = self._defaults[at : at + width]
+        for name, value in after.items() - before.items():
+            if name in self._start:
+                self._fill(moved, name, value)
+        return moved
+
+    def _fill(self, vector: list[float] | Vector, name: str, value: ParamValue) -> None:
         distribution, at = self._distributions[name], self._start[name]
         if isinstance(distribution, Subset):
             assert isinstance(value, tuple)

@@ -59,10 +59,21 @@ class Variation:
             rng: Draws the step.
             active: The active parameters, if they are known.
         """
-        kinds = self.kinds(self.space.active(genome) if active is None else active)
+        active = self.space.active(genome) if active is None else active
+        self.take(genome, self.kinds(active), rng, active)
+
+    def take(self, genome: Genome, kinds: dict[str, list[str]], rng: np.random.Generator, active: Params) -> None:
+        """Change one parameter of those that can change, in place, or one in a run of layers.
+
+        Args:
+            genome: What is changed.
+            kinds: The names that :meth:`kinds` gives of its active parameters.
+            rng: Draws the step.
+            active: Its active parameters.
+        """
         names = kinds[self.draw(kinds, rng)]
         if names:
-            self.change(genome, names[int(rng.integers(len(names)))], rng)
+            self.change(genome, names[int(rng.integers(len(names)))], rng, active)
 
     def kinds(self, active: Iterable[str], arm: Arm | None = None) -> dict[str, list[str]]:
         """Return the names of active parameters that can change: those of swaps, nudges and choices.
@@ -85,10 +96,12 @@ class Variation:
         halves: tuple[tuple[Arm, bool], ...] = (("layers", "swap" in kinds), ("plans", bool(kinds - {"swap"})))
         return tuple(arm for arm, there in halves if there)
 
-    def change(self, genome: Genome, name: str, rng: np.random.Generator) -> None:
-        """Change a parameter in place."""
+    def change(
+        self, genome: Genome, name: str, rng: np.random.Generator, active: Collection[str] | None = None
+    ) -> None:
+        """Change a parameter in place, given the names of the active ones if they are known."""
         if self._kinds.get(name) == "swap":
-            before = set(self.space.active(genome))
+            before = set(self.space.active(genome) if active is None else active)
             genome[name] = self.distributions[name].mutate(genome[name], rng)
             self._inherit(genome, before)
             return

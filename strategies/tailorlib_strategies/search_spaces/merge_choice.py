@@ -23,6 +23,7 @@ from tailorlib_strategies.search_spaces.mix import Mix, plain
 SELECTION: LayerSelection = lazy_instance(LayerSelection)
 """The default of a space's ``selection``."""
 Plan = TypeVar("Plan", LayerPlan, Owner)
+_Matter = tuple[dict[str, ParamValue], tuple[str, ...]]
 
 
 class MergeChoice:
@@ -65,6 +66,8 @@ class MergeChoice:
         }
         self._switch[1] = "operation.1"
         self._distributions = dict(self.parameters())
+        self._bits: dict[str, tuple[str, ...]] = {}
+        self._matter: dict[tuple[str, tuple[bool, ...], ParamValue | None], _Matter] = {}
 
     @property
     def operations(self) -> tuple[MergeOperation, ...]:
@@ -89,14 +92,28 @@ class MergeChoice:
         """Return what matters of an assignment, given the prefix of the place."""
         if not self.merging:
             return {f"{prefix}{name}": params[f"{prefix}{name}"] for name in self._distributions}
+        names = self._bits.get(prefix)
+        if names is None:
+            names = self._bits[prefix] = tuple(prefix + candidate for candidate in self.candidates)
+        bits = tuple([params[name] == 1 for name in names])
+        n = sum(bits)
+        switch = params[prefix + self._switch[n]] if len(self._admitted.get(n, ())) > 1 else None
+        known = self._matter.get((prefix, bits, switch))
+        if known is None:  # optimizers ask thousands of times a proposal, and few answers are different
+            known = self._matter[prefix, bits, switch] = self._what_matters(params, prefix)
+        values, rest = known
+        return {**values, **{name: params[name] for name in rest}}
+
+    def _what_matters(self, params: Params, prefix: str) -> _Matter:
+        """Return the active bits and switch of a place, and the names of what else is active there."""
         chosen = self._chosen(params, prefix)
-        active: dict[str, ParamValue] = {f"{prefix}{c}": int(c in chosen) for c in self.candidates}
-        if chosen:
-            method = self._method(params, prefix, len(chosen))
-            if len(self._admitted[len(chosen)]) > 1:
-                active[prefix + self._switch[len(chosen)]] = SELECT if method is None else method.operation
-            active |= {} if method is None else method.active_of(chosen, params, prefix)
-        return active
+        values: dict[str, ParamValue] = {f"{prefix}{c}": int(c in chosen) for c in self.candidates}
+        if not chosen:
+            return values, ()
+        method = self._method(params, prefix, len(chosen))
+        if len(self._admitted[len(chosen)]) > 1:
+            values[prefix + self._switch[len(chosen)]] = SELECT if method is None else method.operation
+        return values, () if method is None else tuple(method.active_of(chosen, params, prefix))
 
     def decode(self, params: Params, prefix: str) -> Mix:
         """Return what an assignment means, given the prefix of the place."""

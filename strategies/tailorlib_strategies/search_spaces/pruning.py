@@ -73,7 +73,8 @@ class PruningSpace(DeclaredSpace):
         active = self._removal.active(params)
         for i in self._removal.kept(params):
             active |= self._merge.active(params, f"layer.{i}.")
-            active |= self._scale.active(params, f"layer.{i}.")
+            if self.residual_scale is not None:
+                active |= self._scale.active(params, f"layer.{i}.")
         return active | self._outer.active(params)
 
     def decode(self, params: Params, *, seed: int = 0) -> Tailoring:
