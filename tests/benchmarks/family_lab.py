@@ -28,7 +28,7 @@ import torch
 from evaluations import Evaluations, Scorer
 from local_tasks import write_tasks
 from searches import Starts
-from tailorlib_strategies.fitness import LMEval, Perplexity, WeightedMean
+from tailorlib_strategies.fitness import KLDivergence, LMEval, Perplexity, WeightedMean
 from tailorlib_strategies.operations import LayerRemoval
 from tailorlib_strategies.optimizers import RandomSearch
 from tailorlib_strategies.search_spaces import FoldingSpace, PruningSpace
@@ -59,6 +59,8 @@ SEARCHED = ("code", "math", "web")
 TESTED = ("code", "math", "encyclopedia")
 QUESTIONS = ("hellaswag", "piqa", "sciq", "blimp")
 SCALES = [0.2, 0.35, 0.5, 0.8]
+FITNESSES = ("likelihood", "divergence", "accuracy")
+"""What searches can maximise; see :func:`search_fitness`."""
 GREEDY_TOKENS = 512
 """Tokens that greedy leave-one-out ranks layers on as a start: it scores hundreds of models."""
 
@@ -74,6 +76,7 @@ class Place:
         record: Folder of tasks, evaluations and results.
         questions: Number of questions of each task of the test; none to score on texts alone.
         samples: Number of samples of each part of what searches see.
+        fitness: What searches maximise, one of :data:`FITNESSES`.
     """
 
     base: str
@@ -82,6 +85,7 @@ class Place:
     record: Path
     questions: int
     samples: int = 16
+    fitness: str = "likelihood"
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +98,9 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=16, help="of each part that searches see; one RECORD has one such number"
     )
+    parser.add_argument(
+        "--fitness", choices=FITNESSES, default=FITNESSES[0], help="what searches maximise; one RECORD has one"
+    )
 
 
 def place_of(arguments: argparse.Namespace) -> Place:
@@ -102,7 +109,13 @@ def place_of(arguments: argparse.Namespace) -> Place:
         raise SystemExit(f"Candidates are given as NAME=MODEL, got {', '.join(wrong)}.")
     candidates = tuple((name, model) for name, _, model in (pair.partition("=") for pair in arguments.candidates))
     place = Place(
-        arguments.base, candidates, arguments.data, arguments.record, arguments.questions, arguments.samples
+        arguments.base,
+        candidates,
+        arguments.data,
+        arguments.record,
+        arguments.questions,
+        arguments.samples,
+        arguments.fitness,
     )
     place.record.mkdir(parents=True, exist_ok=True)
     write_data(place)
@@ -128,10 +141,21 @@ def text(place: Place, name: str, part: str) -> JSONLines:
 
 
 def search_fitness(place: Place) -> WeightedMean:
-    """Return what searches see: windows of 32 tokens of each text, and as many questions."""
+    """Return what searches see: windows of 32 tokens of each text, and as many questions.
+
+    ``likelihood`` is that of the texts' tokens and of the right answers; ``divergence`` how far predictions over
+    the texts are from the dense base's, beside the right answers; ``accuracy`` that of as many questions as the
+    others have samples.
+    """
     tokens, tasks = 32 * place.samples, str(place.record / "tasks")
+    if place.fitness == "accuracy":
+        asked = LMEval(
+            ["local_arc_easy"], include_path=tasks, limit=4 * place.samples, signal="metric", metric="acc"
+        )
+        return WeightedMean({"questions": asked})
+    of_text = KLDivergence if place.fitness == "divergence" else Perplexity
     parts: dict[str, Fitness] = {
-        name: Perplexity(text(place, name, "search"), context_length=32, max_tokens=tokens) for name in SEARCHED
+        name: of_text(text(place, name, "search"), context_length=32, max_tokens=tokens) for name in SEARCHED
     }
     parts["questions"] = LMEval(["local_arc_easy"], include_path=tasks, limit=place.samples)
     return WeightedMean(parts)
@@ -175,6 +199,8 @@ def lab(place: Place) -> Lab:
     engine = study.prepare(torch.device("cpu"))
     test.setup(engine)
     family.load(torch.device("cpu"))
+    if search.needs_dense:
+        search.observe_dense(family.stitch(study.dense))
     store = Evaluations(place.record / "evaluations.sqlite")
     scorers = [Scorer(family, fitness, engine, store) for fitness in (search, test)]
     search.set_reference(scorers[0].measure(study.dense), scorers[0].results(study.dense))

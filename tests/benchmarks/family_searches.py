@@ -9,9 +9,9 @@
 before the optimizer weighs the parts of the fitness as objectives of their own.
 
 Searched is the mean over four parts of score / dense score: windows of code, worked arithmetic problems and web
-text (1 / perplexity), and ARC-easy (probability of the right answer). Every evaluation is kept in the folder and
-shared by all searches; an interrupted comparison goes on where it was. Then the best of each search, and baselines
-without a search, are scored on other tasks and other texts.
+text (1 / perplexity), and ARC-easy (probability of the right answer); ``--fitness`` takes another one. Every
+evaluation is kept in the folder and shared by all searches; an interrupted comparison goes on where it was. Then
+the best of each search, and baselines without a search, are scored on other tasks and other texts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ import torch
 from family_lab import (
     BASELINES,
     QUESTIONS,
-    SEARCHED,
     TESTED,
     Place,
     SpaceName,
@@ -45,6 +44,7 @@ from family_lab import (
     measure_unseen,
     place_of,
     pooled,
+    search_fitness,
     space_of,
     starts_of,
 )
@@ -59,13 +59,14 @@ def search(place: Place, setting: Setting) -> Found:
     """Run one search."""
     place = pooled(place, setting.space)
     scorer, dense = lab(place).search, lab(place).dense
+    names = tuple(search_fitness(place).parts)
 
     def score(tailoring: Tailoring, samples: int) -> float:
         return scorer.measure(meant(setting.space, tailoring), samples).score
 
     def parts(tailoring: Tailoring, samples: int) -> dict[str, float]:
         found = scorer.measure(meant(setting.space, tailoring), samples).parts
-        return {name: found[name] for name in (*SEARCHED, "questions")}
+        return {name: found[name] for name in names}
 
     several = setting.optimizer.startswith("!")
     return run_search(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import family_lab
 import pocket_searches
-from family_lab import Place, SpaceName, meant, pooled
+from family_lab import FITNESSES, Place, SpaceName, meant, pooled, search_fitness
 from family_searches import read_settings
 from searches import Found, Record, Setting, Step, check_plugins
 
@@ -135,6 +136,22 @@ def test_a_place_says_how_much_searches_see_and_whether_questions_are_asked() ->
     assert set(family_lab.test_fitness(Place("b", (), Path("d"), Path("r"), 0)).parts) == set(family_lab.TESTED)
     asked = family_lab.test_fitness(PLACE).parts
     assert set(asked) == {*family_lab.TESTED, *family_lab.QUESTIONS}
+
+
+def test_searches_can_maximise_likelihood_or_divergence_or_accuracy() -> None:
+    place = Place("b", (), Path("d"), Path("r"), 0, samples=16)
+    kinds = {
+        name: {
+            part: type(one).__name__ for part, one in search_fitness(replace(place, fitness=name)).parts.items()
+        }
+        for name in FITNESSES
+    }
+    texts = dict.fromkeys(family_lab.SEARCHED, "Perplexity")
+    assert kinds["likelihood"] == {**texts, "questions": "LMEval"}
+    assert kinds["divergence"] == {**dict.fromkeys(texts, "KLDivergence"), "questions": "LMEval"}
+    assert kinds["accuracy"] == {"questions": "LMEval"}
+    asked = search_fitness(replace(place, fitness="accuracy")).parts["questions"]
+    assert (vars(asked)["signal"], vars(asked)["metric"]) == ("metric", "acc")
 
 
 # -- Tables and pictures ----------------------------------------------------------------------------------------
