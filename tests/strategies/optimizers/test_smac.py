@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import subprocess
@@ -22,8 +23,11 @@ from bayes_cases import (
     search,
     two_objectives,
 )
+from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
 from tailorlib_strategies.optimizers import SMAC, RandomSearch
+from tailorlib_strategies.search_spaces import PruningSpace
 
+from tailorlib import FamilyLayout
 from tailorlib.exceptions import RecipeError
 from tailorlib.testing.contracts import check_optimizer
 
@@ -127,6 +131,18 @@ def test_improvement_is_that_of_the_exponentiated_cost() -> None:
     draws = np.random.default_rng(0).standard_normal((2, 400_000)) * [[0.5], [0.2]] + [[0.2], [-1.0]]
     expected = np.maximum(0, math.exp(0.1) - np.exp(draws)).mean(1)
     assert optimizer._improvement(np.zeros((2, 1)), 0.1) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_neighbours_vector_follows_from_its_own_changes() -> None:
+    """Swaps, choices and numbers, and parameters that come and go with them."""
+    space = PruningSpace(LayerRemoval(count=[1, 3]), merges=[TaskArithmetic(scale=(0.1, 1.0)), TIES()])
+    space.setup(FamilyLayout(("a", "b"), 6, ("full_attention",) * 6))
+    optimizer = small()
+    optimizer.setup(space, 0)
+    rng, vector = np.random.default_rng(0), optimizer._vector
+    places = [space.sample(rng) for _ in range(40)]
+    for before, after in itertools.pairwise(places):
+        assert vector.moved(vector(before), before, after).tolist() == vector(after).tolist()
 
 
 def test_pending_candidates_are_not_proposed_again() -> None:
