@@ -1,6 +1,6 @@
 """An objective of one's own: the fewer models a candidate is made of, the fewer licences to read."""
 
-from tailorlib.objective import Candidate, Objective
+from tailorlib import Candidate, Objective
 
 
 class FewModels(Objective):

@@ -2,9 +2,18 @@
 
 from collections.abc import Mapping
 
-from tailorlib import Categorical, Distribution, Integer, LayerPlan, LayerSource, Params, SearchSpace, Tailoring
+from tailorlib import (
+    Categorical,
+    Distribution,
+    Integer,
+    LayerPlan,
+    LayerSource,
+    Params,
+    SearchSpace,
+    SpaceSize,
+    Tailoring,
+)
 from tailorlib.exceptions import RecipeError
-from tailorlib.search_space import SpaceSize
 
 
 class OneCut(SearchSpace):

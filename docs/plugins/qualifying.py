@@ -1,7 +1,6 @@
 """A scheduler of one's own: a quarter of the samples for all, the whole for whoever leads there."""
 
-from tailorlib import Trial
-from tailorlib.scheduler import Promotion, Scheduler
+from tailorlib import Promotion, Scheduler, Trial
 
 
 class Qualifying(Scheduler):

@@ -1,5 +1,19 @@
 """Contract tests and tiny models, for plugin authors and for the library itself."""
 
-from tailorlib.testing.contracts import check_merge_operation, check_optimizer, check_search_space, fake_trial
+from tailorlib.testing.contracts import (
+    check_fitness,
+    check_merge_operation,
+    check_optimizer,
+    check_scheduler,
+    check_search_space,
+    fake_trial,
+)
 
-__all__ = ["check_merge_operation", "check_optimizer", "check_search_space", "fake_trial"]
+__all__ = [
+    "check_fitness",
+    "check_merge_operation",
+    "check_optimizer",
+    "check_scheduler",
+    "check_search_space",
+    "fake_trial",
+]

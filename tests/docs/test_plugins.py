@@ -60,7 +60,7 @@ def load(stem: str) -> None:
 
 
 def code_lines(path: Path) -> int:
-    """Lines that hold code: no blank lines, comments or docstrings."""
+    """Lines that hold code: no blank lines, comments or docstrings; an import is one, however long."""
     source = path.read_text(encoding="utf-8")
     skipped = {
         tokenize.NL,
@@ -75,6 +75,8 @@ def code_lines(path: Path) -> int:
         if token.type not in skipped:
             lines |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            lines -= set(range(node.lineno + 1, (node.end_lineno or node.lineno) + 1))
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
             docstring = node.body[0]
             assert docstring.end_lineno is not None
