@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ MAX_CHARACTERS = 10_000
 """Most characters of one entry."""
 MAX_TEXT = 8_000_000
 """Most characters of a text."""
+MAX_FAULTS = 20
+"""Most faults of keys that are told at once."""
+_TEXT_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "value"))
 
 
 def check_size(data: object, what: str) -> None:
@@ -55,15 +58,17 @@ def read_text(path: str | Path, what: str, *, most: int = MAX_TEXT) -> str:
         raise RecipeError(f"The {what} {str(path)!r} can't be read: {error}.") from error
 
 
-def load_yaml(text: str, what: str) -> Any:
+def load_yaml(text: str, what: str, *, any_keys: bool = False) -> Any:
     """Read YAML text of bounded size, whatever its anchors and merge keys stand for.
 
     Args:
         text: The text of one document.
         what: What it is, for messages: the subject of a sentence.
+        any_keys: Whether keys may be numbers, dates and the like.
 
     Raises:
-        RecipeError: If it is not YAML, names a key twice, is too large or contains itself.
+        RecipeError: If it is not YAML, has a key that is no text, names a key twice, is too large or contains
+            itself.
     """
     if len(text) > MAX_TEXT:
         raise RecipeError(f"{what} has at most {MAX_TEXT:,} characters; this one has {len(text):,}.")
@@ -73,6 +78,9 @@ def load_yaml(text: str, what: str) -> Any:
         if node is None:
             return None
         _walk(node, _nodes, what)  # before the loader follows merge keys: it writes them out
+        found = _key_faults(node, what[:1].lower() + what[1:], any_keys)
+        if faults := list(dict.fromkeys(islice(found, MAX_FAULTS))):  # an anchor repeats its faults
+            raise RecipeError(faults)
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         # PyYAML raises the last three kinds for tagged entries that are malformed
@@ -127,7 +135,6 @@ def _items(data: object) -> Iterable[object]:
 
 def _nodes(node: yaml.Node) -> Iterable[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
-        _check_keys([key for key, _ in node.value if isinstance(key, yaml.ScalarNode)])
         return (part for pair in node.value for part in pair)
     if isinstance(node, yaml.ScalarNode):
         _check_text(node.value)
@@ -145,13 +152,54 @@ def _check_text(text: object) -> None:
             raise RecipeError(f"A text is Unicode, got half a character in {shown(text)}. Remove it.") from error
 
 
-def _check_keys(keys: list[yaml.ScalarNode]) -> None:
+def _key_faults(node: yaml.Node, what: str, any_keys: bool, place: str = "") -> Iterator[str]:
+    """Yield what is wrong with the keys in a node, at any depth: no texts, and names given twice."""
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield from _key_faults(item, what, any_keys, f"{place}[{i}]")
+    if not isinstance(node, yaml.MappingNode):
+        return
     seen: dict[str, int] = {}
-    for key in keys:
+    where = f" in {place}," if place else ""
+    for key, value in node.value:
         line = key.start_mark.line + 1
-        if key.value in seen:
-            raise RecipeError(
-                f"A mapping names each key once, got {shown(key.value)} twice, in the lines {seen[key.value]} and "
-                f"{line}. Keep one of them."
+        if not isinstance(key, yaml.ScalarNode) or (key.tag not in _TEXT_TAGS and not any_keys):
+            yield f"A key is a text, got {_key_as_read(key)},{where} line {line} of {what}.{_quoted(key)}"
+            name = "?"
+        elif key.value in seen:
+            yield (
+                f"A mapping names each key once, got {shown(key.value)} twice,{where} in the lines "
+                f"{seen[key.value]} and {line} of {what}. Keep one of them."
             )
-        seen[key.value] = line
+            name = key.value
+        else:
+            name = key.value
+            seen[name] = line
+        yield from _key_faults(value, what, any_keys, f"{place}.{_place(name)}" if place else _place(name))
+
+
+def _key_as_read(key: yaml.Node) -> str:
+    """Return a key as a message shows it, with what YAML takes it for."""
+    if not isinstance(key, yaml.ScalarNode):
+        return "a list" if isinstance(key, yaml.SequenceNode) else "a mapping"
+    kind = key.tag.rpartition(":")[2]
+    known = {
+        "int": "a number",
+        "float": "a number",
+        "bool": "true or false",
+        "null": "null",
+        "timestamp": "a date",
+    }
+    written = shown(key.value)[1:-1] or "nothing"
+    return f"{written}, which YAML reads as {known.get(kind, f'a value of the kind {shown(kind)}')}"
+
+
+def _quoted(key: yaml.Node) -> str:
+    if not isinstance(key, yaml.ScalarNode):
+        return " Write a name."
+    return f" Put it in quotes ({shown(key.value)}), or name it otherwise." if key.value else " Name it."
+
+
+def _place(name: str) -> str:
+    """Return a key as a part of a place."""
+    return name if len(name) <= 60 and name.isprintable() else shown(name)

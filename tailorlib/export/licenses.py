@@ -168,7 +168,7 @@ def _front_matter(text: str) -> list[str]:
 def _mapping(text: str) -> Mapping[str, object]:
     """Return a mapping in YAML or JSON; an empty one if the text is none."""
     try:
-        data = load_yaml(text, "A model's description")
+        data = load_yaml(text, "A model's description", any_keys=True)
     except RecipeError:
         return {}
     return data if isinstance(data, dict) else {}
