@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tailorlib.exceptions import ModelError, shown
 from tailorlib.export.export import exported_config, tensor_specs, tensors
+from tailorlib.models.architecture import PERIODS
 from tailorlib.models.checkpoint import SafetensorsCheckpoint
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import dtype_name
@@ -143,8 +144,10 @@ def _config(subject: Subject) -> str:
         with _quiet():
             model.save_pretrained(folder, state_dict={})  # the config alone
         found, written = _read_config(subject.folder), _read_config(Path(folder))
-        for config in (found, written):  # transformers writes a class's own file, the base may name it by another
-            config.pop("auto_map", None)
+        for config in (found, written):
+            # transformers writes a class's own file, where the base may name another one, and a default period
+            for name in ("auto_map", *PERIODS):
+                config.pop(name, None)
         _same_config(found, written, "transformers writes")
     return f"{expected['num_hidden_layers']} layers; what transformers writes after loading it"
 

@@ -74,6 +74,7 @@ class Configuration:
         slices: The slices from bottom to top.
         parameters: The parameters of all slices.
         notes: What is read in another way than written.
+        tokenizer: Where the tokenizer's model is named, and its reference; ``None`` if it is the base's.
     """
 
     method: str
@@ -81,6 +82,7 @@ class Configuration:
     slices: tuple[SliceData, ...]
     parameters: Scope
     notes: tuple[str, ...]
+    tokenizer: tuple[str, str] | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ class _Reader:
     def __init__(self, data: Mapping[str, Any], faults: Faults, num_layers: LayerCount | None) -> None:
         self.data, self.faults, self.num_layers = data, faults, num_layers
         self.notes: list[str] = []
+        self.tokenizer: tuple[str, str] | None = None
 
     def read(self) -> Configuration | None:
         data = self.data
@@ -125,7 +128,7 @@ class _Reader:
         if not isinstance(method, str):
             self.faults.add("merge_method", f"names the method, got {shown(method)}.")
         base = None if data.get("base_model") is None else self._model(data["base_model"], "base_model")
-        self._check_outputs(base)
+        self._check_outputs()
         parameters = self._parameters(data.get("parameters"), "parameters")
         given = [key for key in ("models", "slices", "modules") if data.get(key)]
         if len(given) != 1:
@@ -141,9 +144,9 @@ class _Reader:
         if not any(piece.length for piece in slices):
             self.faults.add("slices", "a model keeps at least one layer, got none.")
             return None
-        return Configuration(str(method), base, tuple(slices), parameters, tuple(self.notes))
+        return Configuration(str(method), base, tuple(slices), parameters, tuple(self.notes), self.tokenizer)
 
-    def _check_outputs(self, base: str | None) -> None:
+    def _check_outputs(self) -> None:
         data = self.data
         for key in ("dtype", "out_dtype"):
             value = data.get(key)
@@ -155,25 +158,27 @@ class _Reader:
                 "rounds once, to the data type that the base is stored in."
             )
         if data.get("chat_template") is not None:
-            self.notes.append("chat_template is left out: the tailored model keeps the base's.")
+            self.notes.append(
+                "chat_template is left out: the tailored model has the base's, or that of the model which "
+                "family.init_args.chat_from names."
+            )
         source, tokenizer = data.get("tokenizer_source"), data.get("tokenizer")
         if source is not None and tokenizer is not None:
             self.faults.add("tokenizer", "a configuration has tokenizer or tokenizer_source, not both.")
-        self._check_tokenizer(source, "tokenizer_source", base)
+        self._read_tokenizer(source, "tokenizer_source")
         if isinstance(tokenizer, Mapping):
-            self._check_tokenizer(tokenizer.get("source", "union"), "tokenizer.source", base)
+            self._read_tokenizer(tokenizer.get("source", "union"), "tokenizer.source")
             for key in ("tokens", "pad_to_multiple_of"):
                 if tokenizer.get(key):
                     self.faults.add(f"tokenizer.{key}", "has no counterpart: the vocabulary stays the base's.")
         elif tokenizer is not None:
             self.faults.add("tokenizer", f"is a mapping, got {shown(tokenizer)}.")
 
-    def _check_tokenizer(self, source: object, path: str, base: str | None) -> None:
-        if source is None or source == "base":
-            return
-        if isinstance(source, str) and source == base:
-            return
-        self.faults.add(path, f"the vocabulary stays the base's, got {shown(source)}. Write base.")
+    def _read_tokenizer(self, source: object, path: str) -> None:
+        if source == "union":
+            self.faults.add(path, f"the vocabulary stays the base's, got {shown(source)}. Write base.")
+        elif source is not None and source != "base":
+            self.tokenizer = path, self._model(source, path)
 
     def _model(self, data: object, path: str) -> str:
         """Return a model's reference as one text, given as mergekit takes it."""

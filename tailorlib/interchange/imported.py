@@ -43,7 +43,8 @@ def family_names(base: str, others: Sequence[str]) -> dict[str, str]:
     """
     names = {base: BASE}
     for reference in others:
-        location = re.split(r"[#@]", reference)[0].rstrip("/\\")
+        own = reference.partition("+")[2] or reference  # of an adapter, its own name
+        location = re.split(r"[#@]", own)[0].rstrip("/\\")
         last = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", location)[-1]).strip("-.") or "model"
         name, number = last, 1
         while name in names.values():

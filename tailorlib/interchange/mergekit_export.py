@@ -43,9 +43,16 @@ class MergekitText:
     notes: tuple[str, ...]
 
     def command(self, file: str | Path, output: str | Path) -> str:
-        """Return the command that makes the model ``output`` of the text in ``file``."""
-        places = (str(file), "--intermediate-dir", f"{output}-parts", "--out-path", str(output))
-        return shlex.join([self.tool, *(places if self.tool == "mergekit-multi" else (str(file), str(output)))])
+        """Return the command that makes the model ``output`` of the text in ``file``, from any working folder.
+
+        mergekit takes a relative path with one ``/``, such as that of an intermediate result, for a hub id, and
+        asks the network for it: hence ``./``.
+        """
+        source = str(Path(file).expanduser().absolute())
+        if self.tool != "mergekit-multi":
+            return shlex.join([self.tool, source, str(output)])
+        place = str(output) if Path(output).is_absolute() else f"./{Path(output)}"
+        return shlex.join([self.tool, source, "--intermediate-dir", f"{place}-parts", "--out-path", place])
 
 
 def to_mergekit(

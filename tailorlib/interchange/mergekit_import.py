@@ -24,6 +24,7 @@ from tailorlib.interchange.from_methods import METHODS, Inputs, Made, Method
 from tailorlib.interchange.imported import Imported, family_names
 from tailorlib.interchange.methods import RANDOM
 from tailorlib.interchange.names import TensorNames, filters_for, most_common
+from tailorlib.interchange.roles import roles_of
 from tailorlib.interchange.settings import Faults, Found, InvalidSettingError, Kind, Scope, filters_in, first_found
 from tailorlib.tailoring import SELECT, LayerPlan, LayerSource, Owner, PartPlan, Tailoring
 
@@ -38,7 +39,7 @@ def from_mergekit(
 ) -> Imported:
     """Read a configuration of mergekit 0.1.5.
 
-    The base model becomes ``base``, or the first model if none is named.
+    Which model becomes ``base`` is told by :func:`~tailorlib.interchange.roles.roles_of`.
 
     Args:
         text: The YAML text.
@@ -52,38 +53,26 @@ def from_mergekit(
         ModelError: If a function that is given raises it.
     """
     configuration = read_configuration(load_yaml(text, "A mergekit configuration"), num_layers)
-    references = configuration.models
     faults = Faults()
-    candidates = _adapters(references, faults)
+    roles = roles_of(configuration, faults)
     if configuration.method not in METHODS:
         hint = did_you_mean(configuration.method, METHODS)
         faults.add("merge_method", f"is a method of mergekit 0.1.5, got {shown(configuration.method)}.{hint}")
     if faults.found:
         raise RecipeError(list(faults.found))
-    family = family_names(references[0], references[1:])
-    found = names(references[0]) if callable(names) else names
-    reader = _Reader(renamed(configuration, family), found or TensorNames(), list(family.values()), faults)
+    family = family_names(roles.base, list(roles.candidates))
+    found = names(roles.base) if callable(names) else names
+    reader = _Reader(renamed(configuration, family), found or TensorNames(), faults)
     tailoring = reader.tailoring()
     if faults.found or tailoring is None:
         raise RecipeError(list(faults.found))
-    notes = [*configuration.notes, *reader.notes()]
+    notes = [*configuration.notes, *roles.notes, *reader.notes()]
     if configuration.method in RANDOM and any(map(_is_random, tailoring.layers)):
         notes.append("Random masks are drawn anew: same densities as mergekit's, other entries.")
     if found is None and reader.hints:
         notes.append("The models were not looked at: filters are compared with the names of Llama's tensors.")
-    others = {family[reference]: candidates[reference] for reference in references[1:]}
-    return Imported(tailoring, references[0], others, tuple(notes))
-
-
-def _adapters(references: Sequence[str], faults: Faults) -> dict[str, str]:
-    """Return references as a family takes them: of a LoRA on the base, the adapter alone."""
-    found = {}
-    for reference in references:
-        model, plus, adapter = reference.partition("+")
-        if plus and (model != references[0] or not adapter):
-            faults.add("models", f"an adapter belongs to the base {references[0]!r}, got {reference!r}. Merge it.")
-        found[reference] = adapter if plus else reference
-    return found
+    others = {family[written]: reference for written, reference in roles.candidates.items()}
+    return Imported(tailoring, roles.base, others, tuple(notes))
 
 
 class _Reader:
@@ -92,14 +81,11 @@ class _Reader:
     Args:
         configuration: The configuration.
         names: Names of the models' tensors.
-        models: Family names of all models, the base first.
         faults: Takes what has no counterpart.
     """
 
-    def __init__(
-        self, configuration: Configuration, names: TensorNames, models: Sequence[str], faults: Faults
-    ) -> None:
-        self.configuration, self.names, self.models, self.faults = configuration, names, models, faults
+    def __init__(self, configuration: Configuration, names: TensorNames, faults: Faults) -> None:
+        self.configuration, self.names, self.faults = configuration, names, faults
         self.method: Method = METHODS[configuration.method]
         scopes = [configuration.parameters, *(piece.parameters for piece in configuration.slices)]
         scopes += [source.parameters for piece in configuration.slices for source in piece.sources]
@@ -184,7 +170,7 @@ class _Reader:
                 self.faults.add(error.path, str(error))
         if len(made) < len(self.names.of_layer(sources[0][1].layer)):
             return None
-        return self._plan(made, piece.path)
+        return self._plan(made)
 
     def _owner(self, piece: SliceData, sources: Sequence[SourceData], part: str) -> Owner | None:
         """Return what gives a part outside the layers, or ``None`` if the models have none or it can't be told."""
@@ -201,9 +187,9 @@ class _Reader:
         if len(set(found.values())) > 1:
             self.faults.add(piece.path, f"the tensors of the {part} ({', '.join(tensors)}) are made differently.")
             return None
-        made = self._without_factor(next(iter(found.values())), piece.path)
-        if made is None or made.operation == SELECT:
-            return None if made is None else made.sources[0].model
+        made = _without_factor(next(iter(found.values())))
+        if made.operation == SELECT:
+            return made.sources[0].model
         base = None if made.base is None else made.base.model
         return PartPlan(tuple(source.model for source in made.sources), made.operation, made.params, base)
 
@@ -237,7 +223,7 @@ class _Reader:
         )
         return method.read(Inputs(piece.path, tuple(at for _, at, _ in kept), base, shared, own))
 
-    def _plan(self, made: dict[str, Made], path: str) -> LayerPlan | None:
+    def _plan(self, made: dict[str, Made]) -> LayerPlan:
         """Return the plan of a layer, given what each of its tensors is made of."""
         made = _as_scaled(made)
         scales = {}
@@ -248,10 +234,7 @@ class _Reader:
             if len(factors) == 1 and not self.names.architecture.unit_offset:
                 scales[branch] = factors.pop()
                 made |= {suffix: replace(made[suffix], factor=1.0) for suffix in tensors}
-        plain = {suffix: self._without_factor(found, path) for suffix, found in made.items()}
-        whole = {suffix: found for suffix, found in plain.items() if found is not None}
-        if len(whole) < len(plain):
-            return None
+        whole = {suffix: _without_factor(found) for suffix, found in made.items()}
         default, parts = filters_for(whole, self.hints)
         return replace(
             _layer_plan(default),
@@ -260,21 +243,15 @@ class _Reader:
             parts=tuple((text, _layer_plan(found)) for text, found in parts),
         )
 
-    def _without_factor(self, made: Made, path: str) -> Made | None:
-        """Write a factor that is no residual scale as a sum with nothing of another model."""
-        if made.factor == 1:
-            return made
-        weights = dict(made.params).get("weights")
-        if isinstance(weights, tuple):  # what a ratio was found for
-            scaled = tuple(made.factor * weight for weight in weights)
-            return replace(made, params=(("normalize", False), ("weights", scaled)), factor=1.0)
-        (source,) = made.sources
-        other = next((model for model in self.models if model != source.model), None)
-        if other is None:
-            self.faults.add(path, f"a factor of {made.factor} on tensors of the only model has no counterpart.")
-            return None
-        params = (("normalize", False), ("weights", (made.factor, 0.0)))
-        return Made((source, LayerSource(other, source.layer)), "Linear", params)
+
+def _without_factor(made: Made) -> Made:
+    """Write a factor that is no residual scale as a sum: of one model, that model's tensor times a weight."""
+    if made.factor == 1:
+        return made
+    weights = dict(made.params).get("weights")
+    found = weights if isinstance(weights, tuple) else (1.0,)  # what a ratio was found for, or a selection
+    scaled = tuple(made.factor * weight for weight in found)
+    return replace(made, operation="Linear", params=(("normalize", False), ("weights", scaled)), factor=1.0)
 
 
 def _as_scaled(made: Mapping[str, Made]) -> dict[str, Made]:

@@ -217,6 +217,10 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+PERIODS = ("sliding_window_pattern", "_sliding_window_pattern", "no_rope_layer_interval")
+"""Config entries from which programs make the kinds of layers anew: number n says that every n-th one differs."""
+
+
 def register_architecture(architecture: Architecture) -> None:
     """Add the row of a model type that tailorlib doesn't know, such as one that comes with its own code.
 
@@ -315,10 +319,25 @@ def cut_config(config: Any, source: Any, kept: Sequence[int]) -> None:
         config.decoder_sparse_step = 1
         config.mlp_only_layers = [new for new, i in enumerate(kept) if not _has_experts(source, i)]
     count = architecture.full_attention_until
-    if count is not None and getattr(source, "use_sliding_window", False):
+    if count is not None:
         # transformers reads the sliced layer_types; other programs read only this number
-        types = [layer_types(source)[i] for i in kept]
+        sliding = getattr(source, "use_sliding_window", False)
+        types = [layer_types(source)[i] if sliding else FULL_ATTENTION for i in kept]
         setattr(config, count, types.index("sliding_attention") if "sliding_attention" in types else len(types))
+    for name in PERIODS:
+        if not _makes_the_kinds(config, name):
+            vars(config).pop(name, None)
+
+
+def _makes_the_kinds(config: Any, name: str) -> bool:
+    """Say whether an entry of :data:`PERIODS` stands for the layers that the config lists."""
+    period = vars(config).get(name)
+    if not isinstance(period, int) or period < 1:
+        return False
+    rest = [(i + 1) % period > 0 for i in range(config.num_hidden_layers)]
+    if name == "no_rope_layer_interval":
+        return list(map(bool, config.no_rope_layers)) == rest
+    return list(layer_types(config)) == ["sliding_attention" if inner else FULL_ATTENTION for inner in rest]
 
 
 def tailored_config(config: Any, kept: Sequence[int]) -> Any:

@@ -419,18 +419,24 @@ def test_an_adapter_is_written_behind_the_base(llama: ModelFamily, tmp_path: Pat
 
 
 @pytest.mark.parametrize("operations", [("TIES",), ("TIES", "SLERP")])
-def test_the_command_line_that_is_given(llama: ModelFamily, operations: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_command_line_that_is_given(
+    llama: ModelFamily, operations: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pair = [LayerSource("a", 1), LayerSource("b", 1)]
     tailoring = Tailoring(tuple(merged(operation, pair, LayerSource(BASE, 1)) for operation in operations))
     exported = to_mergekit(tailoring, llama)
-    (tmp_path / "merge.yaml").write_text(exported.text)
-    tool, *arguments = shlex.split(exported.command(tmp_path / "merge.yaml", tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    Path("merge.yaml").write_text(exported.text)
+    tool, *arguments = shlex.split(exported.command("merge.yaml", "out"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # it works from any folder, and asks no network
     main = {"mergekit-yaml": run_yaml.main, "mergekit-multi": multimerge.main}[tool]
     LoaderCache().loaders.clear()
     with torch.random.fork_rng(devices=[]):
         result = CliRunner().invoke(main, [*arguments, "--quiet"])
     assert result.exit_code == 0, result.output
-    assert_close(read_tensors(tmp_path / "out"), our_tensors(llama, tailoring, tmp_path))
+    assert Path("out/README.md").is_file()  # written last
+    assert_close(read_tensors(Path("out")), our_tensors(llama, tailoring, tmp_path))
 
 
 def test_every_operation_is_among_the_cases() -> None:

@@ -7,7 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import interchange_cases
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +23,8 @@ from interchange_cases import (
     run_mergekit,
 )
 from model_cases import CPU, LAYERS
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.interchange import Imported, TensorNames, from_mergekit, to_mergekit
@@ -296,11 +300,89 @@ def test_names_of_models_are_the_last_parts_of_their_references() -> None:
     assert section["init_args"]["candidates"]["x-y"] == "C:\\models\\x:y"
 
 
-def test_an_adapter_on_the_base_is_a_candidate() -> None:
-    text = FRANKENMERGE.replace("model: B", "model: A+adapters/code")
-    assert dict(from_mergekit(text).candidates) == {"code": "adapters/code"}
-    (fault,) = faults_of(FRANKENMERGE.replace("model: B", "model: C+adapters/code"))
-    assert "belongs to the base 'A'" in fault
+def of_slices(*models: str, **settings: object) -> Imported:
+    """Read a self-stack of one layer of each model."""
+    slices = [{"sources": [{"model": model, "layer_range": [i, i + 1]}]} for i, model in enumerate(models)]
+    return from_mergekit(yaml.safe_dump({"merge_method": "passthrough", "slices": slices, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("models", "base_model", "base", "candidates"),
+    [
+        (("org/b+org/x", "org/b"), None, "org/b", {"x": "org/x"}),
+        (("org/b", "org/b+org/x"), None, "org/b", {"x": "org/x"}),
+        (("org/b+org/x",), None, "org/b", {"x": "org/x"}),
+        (("org/b+org/x", "org/b+other/x"), None, "org/b", {"x": "org/x", "x-2": "other/x"}),
+        (("org/f", "org/b+org/x@v2"), None, "org/b", {"f": "org/f", "x": "org/x@v2"}),
+        (("org/f", "org/b+org/x"), "org/b", "org/b", {"f": "org/f", "x": "org/x"}),
+        (("org/b+org/x", "org/b"), "org/b+org/x", "org/b", {"x": "org/x"}),
+        (("org/f+org/x", "org/b"), "org/b", "org/f", {"b": "org/b", "x": "org/x"}),
+    ],
+)
+def test_the_base_is_the_model_that_carries_the_adapters_in_any_order(
+    models: tuple[str, ...], base_model: str | None, base: str, candidates: dict[str, str]
+) -> None:
+    imported = of_slices(*models, **({} if base_model is None else {"base_model": base_model}))
+    assert imported.base == base
+    assert dict(imported.candidates) == candidates
+    names = {"base": base, **candidates}
+    drawn = [names[plan.sources[0].model] for plan in imported.tailoring.layers]
+    assert drawn == [model.partition("+")[2] or model for model in models]
+    assert any("is the family's base" in note for note in imported.notes) == (base == "org/f")
+
+
+def test_adapters_on_several_models_and_half_a_reference_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"'org/b' is the base, got 'org/c\+org/y'. Merge that adapter"):
+        of_slices("org/b+org/x", "org/c+org/y")
+    with pytest.raises(RecipeError, match=r"MODEL or MODEL\+ADAPTER, got 'org/b\+'"):
+        of_slices("org/b+", "org/b")
+
+
+def test_an_adapter_before_its_base_gives_mergekits_tensors(
+    llama: ModelFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter = llama.references[BASE], tmp_path / "adapter"
+    with torch.random.fork_rng(devices=[]):
+        settings = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(adapter)
+    text = yaml.safe_dump(
+        {
+            "merge_method": "passthrough",
+            "slices": [
+                {"sources": [{"model": f"{base}+{adapter}", "layer_range": [0, 3]}]},
+                {"sources": [{"model": base, "layer_range": [2, 5]}]},
+            ],
+        }
+    )
+    imported = from_mergekit(text)
+    family = ModelFamily(imported.base, dict(imported.candidates), dtype="float32")
+    family.prepare()
+    options = interchange_cases.OPTIONS.model_copy(update={"lora_merge_cache": str(tmp_path / "cache")})
+    monkeypatch.setattr(interchange_cases, "OPTIONS", options)
+    assert_close(run_mergekit(text, tmp_path), our_tensors(family, imported.tailoring, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "base"),
+    [
+        ({"tokenizer_source": "org/one"}, "org/one"),
+        ({"tokenizer_source": "org/two"}, "org/two"),
+        ({"tokenizer": {"source": "org/two"}}, "org/two"),
+        ({"tokenizer": {"source": {"model": {"path": "org/one"}}}}, "org/one"),
+        ({"tokenizer_source": "org/two/", "base_model": "org/two"}, "org/two"),
+        ({"tokenizer_source": "./org/two", "base_model": "org/two"}, "org/two"),
+        ({"tokenizer_source": "org/two+org/x", "base_model": "org/two"}, "org/two"),
+        ({"tokenizer_source": "base"}, "org/one"),
+    ],
+)
+def test_the_tokenizers_model_is_the_base_under_any_of_its_names(settings: dict[str, object], base: str) -> None:
+    assert of_slices("org/one", "org/two", **settings).base == base
+
+
+@pytest.mark.parametrize("settings", [{"tokenizer_source": "org/two"}, {"tokenizer": {"source": "org/three"}}])
+def test_another_models_tokenizer_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match=r"^tokenizer[._]source: the vocabulary stays the base's"):
+        of_slices("org/one", "org/two", base_model="org/one", **settings)
 
 
 def test_the_long_form_of_models() -> None:
@@ -429,17 +511,31 @@ def test_values_that_a_method_is_not_defined_for(method: str, parameters: dict[s
     assert faults_of(yaml.safe_dump(data))[0].split(": ")[0] == place
 
 
-@pytest.mark.parametrize("scale", ["0.5", "{filter: q_proj, value: 0.5}"])
-def test_a_factor_that_is_no_residual_scale(llama: ModelFamily, scale: str, tmp_path: Path) -> None:
-    source = f"{{model: A, layer_range: [0, 2], parameters: {{scale: {scale}}}}}"
-    text = f"merge_method: passthrough\nslices: [{{sources: [{source}]}}]"
-    assert "of the only model has no counterpart" in faults_of(text)[0]
-    both = text[:-1] + ", {sources: [{model: B, layer_range: [2, 3]}]}]"
-    imported = from_mergekit(of_family(both, llama))
-    assert_close(
-        run_mergekit(of_family(both, llama), tmp_path),
-        our_tensors(family_of(imported), imported.tailoring, tmp_path),
-    )
+@pytest.mark.parametrize(
+    ("scale", "case"),
+    [
+        ("0.5", "llama"),
+        ("[{filter: q_proj, value: 0.7}, {filter: k_proj, value: 0.7}, {value: 1.0}]", "llama"),
+        ("[{filter: o_proj, value: 0.6}, {filter: down_proj, value: -0.5}, {value: 1.0}]", "gemma2"),
+        ("[{filter: norm, value: 0.0}, {filter: mlp, value: [0.5, 0.9]}, {value: 1.0}]", "gemma2"),
+        ("[{filter: o_proj, value: [0.3, 0.6]}, {filter: lm_head, value: 2.0}, {value: 1.0}]", "llama"),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_factor_on_any_tensors_however_many_models_there_are(
+    families: Families, scale: str, case: str, number: int, tmp_path: Path
+) -> None:
+    scaled = f"{{model: A, layer_range: [1, 3], parameters: {{scale: {scale}}}}}"
+    other = "{model: B, layer_range: [2, 4]}" if number == 2 else "{model: A, layer_range: [0, 2]}"
+    text = f"merge_method: passthrough\nslices: [{{sources: [{other}]}}, {{sources: [{scaled}]}}]"
+    family = families(case)
+    names = TensorNames.of_family(family)
+    imported = from_mergekit(of_family(text, family), names=names)
+    assert len(imported.candidates) == number - 1
+    found = family_of(imported)
+    assert_close(run_mergekit(of_family(text, family), tmp_path), our_tensors(found, imported.tailoring, tmp_path))
+    back = to_mergekit(imported.tailoring, found)  # and what it became can be written again
+    assert from_mergekit(back.text, names=names).tailoring.digest == imported.tailoring.digest
 
 
 def test_values_beyond_a_range_that_change_nothing(llama: ModelFamily, tmp_path: Path) -> None:

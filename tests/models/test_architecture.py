@@ -129,6 +129,36 @@ def test_qwen_s_window_start_follows_the_kept_layers(model_type, kept, until, tm
     assert AutoConfig.from_pretrained(tmp_path).layer_types == cut.layer_types
 
 
+@pytest.mark.parametrize(
+    ("model_type", "settings", "kept", "left"),
+    [
+        (
+            "gemma3_text",
+            {"sliding_window_pattern": 3},
+            [0, 1, 2, 3],
+            ["_sliding_window_pattern", "sliding_window_pattern"],
+        ),
+        ("gemma3_text", {"sliding_window_pattern": 3}, [0, 2, 3, 5], []),
+        ("gemma3_text", {"layer_types": [SLIDING, SLIDING, FULL] * 2}, [0, 1, 2, 3], []),  # 6 is a default
+        ("smollm3", {"no_rope_layer_interval": 2}, [0, 1, 2, 5], ["no_rope_layer_interval"]),
+        ("smollm3", {"no_rope_layer_interval": 2}, [0, 1, 3, 5], []),
+    ],
+)
+def test_a_period_that_would_make_other_kinds_is_not_written(model_type, settings, kept, left, tmp_path):
+    cut = tailored_config(config_of(model_type, **settings), kept)
+    cut.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert sorted(name for name in written if "pattern" in name or "interval" in name) == left
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert loaded.layer_types == cut.layer_types
+    assert getattr(loaded, "no_rope_layers", None) == getattr(cut, "no_rope_layers", None)
+
+
+def test_the_layers_before_a_window_are_no_more_than_there_are():
+    config = config_of("qwen2", use_sliding_window=False, sliding_window=8, max_window_layers=28)
+    assert tailored_config(config, [0, 1, 4]).max_window_layers == 3
+
+
 def test_a_layer_that_does_not_exist_is_refused():
     with pytest.raises(ModelError, match=r"one of 0 to 5, got \[6\]"):
         tailored_config(config_of("llama"), [0, 6])

@@ -20,8 +20,11 @@ class Linear(MergeOperation):
 
     Args:
         weights: The weight w_k of each source; a number gives all the same, a pair is searched.
-        normalize: Whether to divide by the sum of the weights.
+        normalize: Whether to divide by the sum of the weights. A single source is then taken as it is, else it is
+            multiplied by its weight.
     """
+
+    min_sources = 1
 
     def __init__(self, weights: Range = (0.0, 1.0), normalize: bool = True) -> None:
         self.weights = searched("Linear.weights", weights)
