@@ -15,6 +15,7 @@ from tailorlib.console import quieten, speaking, tell_error
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.export.command import export_command
 from tailorlib.light import LIGHT, run_light
+from tailorlib.memory import keep_freed_memory
 from tailorlib.parser_messages import clean_message
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import REQUIRED, check_recipe, missing_sections, read_recipe
@@ -22,6 +23,8 @@ from tailorlib.registry import load_plugin
 from tailorlib.version import __version__
 
 RECIPE_NAME = "recipe.yaml"
+_MAKE_TENSORS = ("search", "evaluate", "plan", "export")
+"""Verbs that make and drop large tensors all the time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +64,8 @@ def _run(args: list[str]) -> None:
         run_light(args[0], args[1:])
         return
     quieten()
+    if args and args[0] in _MAKE_TENSORS:
+        keep_freed_memory()
     if args[:1] == ["export"] and not {"--help", "-h"} & set(args) and export_command(args[1:]):
         return
     args = _expand_run(_expand_plugins(args))

@@ -14,6 +14,7 @@ from tailorlib.evaluation.forward import hidden_states
 from tailorlib.evaluation.packing import Batch
 from tailorlib.evaluation.samples import SampledRequests
 from tailorlib.evaluation.scoring import Chunk, log_distribution, logit_chunks
+from tailorlib.evaluation.workspace import Workspace
 from tailorlib.exceptions import EvaluationError
 
 _BESIDE = 4
@@ -75,7 +76,7 @@ class Reference:
         places = self._places(compiled, range(len(self._texts))).to(device)
         self._row_of_place = torch.empty(len(places), dtype=torch.long, device=device)
         row = pair = 0
-        for chunk in logit_chunks(model, compiled.plan.batches, logits_per_chunk // _BESIDE):
+        for chunk in logit_chunks(model, compiled.plan.batches, self._workspace, logits_per_chunk // _BESIDE):
             stop = row + len(chunk.logits)
             self._row_of_place[places[pair : pair + len(chunk.rows)]] = chunk.rows + row
             self._keep(slice(row, stop), chunk.logits)
@@ -114,22 +115,26 @@ class Reference:
         }
         return [of_sample[i] for i in samples]
 
+    @property
+    def _workspace(self) -> Workspace:
+        return self._texts.engine.workspace
+
     def _keep(self, where: slice, logits: Tensor) -> None:
         self._first[where] = logits.argmax(dim=-1)
         if self.top_k is None:
             self._logits[where] = logits
             return
-        log_p = log_distribution(logits)
+        log_p = log_distribution(logits, self._workspace)
         self._values[where], tokens = log_p.topk(self.top_k, dim=-1)
         self._tokens[where] = tokens.to(torch.int32)
-        self._rest[where] = _log_rest(log_p, tokens)
+        self._rest[where] = _log_rest(log_p, tokens, self._workspace)
 
     def _compare_all(
         self, model: PreTrainedModel, compiled: CompiledRequests, ascending: Sequence[int], logits_per_chunk: int
     ) -> Tensor:
         rows = self._row_of_place[self._places(compiled, ascending).to(self._row_of_place.device)]
         found, pair = [], 0
-        for chunk in logit_chunks(model, compiled.plan.batches, logits_per_chunk // _BESIDE):
+        for chunk in logit_chunks(model, compiled.plan.batches, self._workspace, logits_per_chunk // _BESIDE):
             found.append(self._compare(chunk, rows[pair : pair + len(chunk.rows)]))
             pair += len(chunk.rows)
         return torch.cat(found)
@@ -139,19 +144,23 @@ class Reference:
         of_position = torch.empty(len(chunk.logits), dtype=torch.long, device=rows.device)
         of_position[chunk.rows] = rows
         same = chunk.logits.argmax(dim=-1) == self._first[of_position]
-        log_q = log_distribution(chunk.logits)
+        log_q = log_distribution(chunk.logits, self._workspace)
         kl = self._divergence(log_q, of_position).clamp(min=0)  # it is never negative; rounding may be
         columns = (kl[chunk.rows], same[chunk.rows], log_q[chunk.rows, chunk.targets])
         return torch.stack([column.float() for column in columns], dim=-1)
 
     def _divergence(self, log_q: Tensor, rows: Tensor) -> Tensor:
         """Return KL(dense || model) at each position, float32 [positions], given [positions, vocabulary]."""
+        workspace = self._workspace
         if self.top_k is None:
-            return _terms(log_distribution(self._logits[rows]), log_q).sum(dim=-1)
+            logits = workspace.empty("reference", log_q.shape, self._logits.dtype, log_q.device)
+            torch.index_select(self._logits, 0, rows, out=logits)
+            log_p = log_distribution(logits, workspace, "reference distribution")
+            return _terms(log_p, log_q, workspace).sum(dim=-1)
         tokens = self._tokens[rows].long()
-        kept = _terms(self._values[rows], log_q.gather(-1, tokens)).sum(dim=-1)
+        kept = _terms(self._values[rows], log_q.gather(-1, tokens), workspace).sum(dim=-1)
         # one bucket for all other tokens: by the log-sum inequality no more than the sum of their own terms
-        return kept + _terms(self._rest[rows], _log_rest(log_q, tokens))
+        return kept + _terms(self._rest[rows], _log_rest(log_q, tokens, workspace), workspace)
 
     def _places(self, compiled: CompiledRequests, ascending: Sequence[int]) -> Tensor:
         """Return the place in all texts of each pair, in the order of the batches, [pairs], on the CPU."""
@@ -165,15 +174,21 @@ class Reference:
         return places
 
 
-def _terms(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return ``p (log p - log q)``, which is 0 where p is."""
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0)
+def _terms(log_p: Tensor, log_q: Tensor, workspace: Workspace) -> Tensor:
+    """Return ``p (log p - log q)``, which is 0 where p is; it is written over ``log_p``."""
+    p = torch.exp(log_p, out=workspace.empty("probabilities", log_p.shape, log_p.dtype, log_p.device))
+    nothing = torch.gt(p, 0, out=workspace.empty("nothing", p.shape, torch.bool, p.device)).logical_not_()
+    return log_p.sub_(log_q).mul_(p).masked_fill_(nothing, 0.0)
 
 
-def _log_rest(log_p: Tensor, tokens: Tensor) -> Tensor:
+def _log_rest(log_p: Tensor, tokens: Tensor, workspace: Workspace) -> Tensor:
     """Return the logarithm of the mass of all tokens but some, [positions]; ``-inf`` if there are no others."""
-    return log_p.scatter(-1, tokens, -torch.inf).logsumexp(dim=-1)
+    rest = workspace.empty("rest", log_p.shape, log_p.dtype, log_p.device).copy_(log_p)
+    rest.scatter_(-1, tokens, -torch.inf)
+    # logsumexp would make a copy of its own
+    largest = rest.amax(dim=-1, keepdim=True)
+    largest.masked_fill_(largest.abs() == torch.inf, 0.0)
+    return rest.sub_(largest).exp_().sum(dim=-1).log_().add_(largest[:, 0])
 
 
 def _tell_nan(model: PreTrainedModel, batch: Batch) -> None:

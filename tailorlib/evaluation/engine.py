@@ -18,6 +18,7 @@ from tailorlib.evaluation.forward import OWN_ATTENTION, hidden_states
 from tailorlib.evaluation.packing import Layout, Plan, Request, plan
 from tailorlib.evaluation.scoring import LOGITS_PER_CHUNK, score_pairs
 from tailorlib.evaluation.states import Reuse, StateCache, Work, reusing, stride_for
+from tailorlib.evaluation.workspace import Workspace
 from tailorlib.exceptions import EvaluationError
 from tailorlib.models.own_code import is_own_code
 
@@ -139,6 +140,8 @@ class Engine:
         self._unpacked: set[str] = set()
         self.states = StateCache(self.device, state_bytes, host_state_bytes)
         self._footprint, self._bytes_per_token = 0, bytes_per_token
+        self.workspace = Workspace()
+        """Memory that scorings write their logits to."""
         self.work = Work()
         """What all candidates took so far that were scored inside :meth:`reusing`."""
 
@@ -198,7 +201,7 @@ class Engine:
             EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out even
                 with batches of half the size.
         """
-        scores = self.run(model, compiled, partial(_score, model, compiled))
+        scores = self.run(model, compiled, partial(_score, model, compiled, self.workspace))
         bad = scores.log_likelihood.isnan()
         if bad.any():
             first = bad.nonzero()[0]
@@ -246,6 +249,7 @@ class Engine:
         self._halved, self.tokens_per_batch = True, max(1, half if half < largest else largest // 2)
         self._logits_per_chunk //= 2
         self.states.give_up()  # what it would take again is what was short
+        self.workspace.clear()
         _log.warning("%s Batches have at most %d tokens from now on.", figure, self.tokens_per_batch)
         release_memory(self.device)
         return False, None
@@ -296,12 +300,14 @@ def _depends_on_length(rope: Mapping[str, Any], config: Any, longest: int) -> bo
     return longest > int(trained)
 
 
-def _score(model: PreTrainedModel, compiled: CompiledRequests, logits_per_chunk: int) -> Scores:
+def _score(
+    model: PreTrainedModel, compiled: CompiledRequests, workspace: Workspace, logits_per_chunk: int
+) -> Scores:
     batches = compiled.plan.batches
     log_likelihood = torch.zeros(len(compiled.requests), dtype=torch.float64)
     misses = torch.zeros(len(compiled.requests), dtype=torch.long)
     if batches:
-        log_probs, greedy = zip(*score_pairs(model, batches, logits_per_chunk), strict=True)
+        log_probs, greedy = zip(*score_pairs(model, batches, workspace, logits_per_chunk), strict=True)
         requests = torch.cat([batch.pair_request for batch in batches])
         # results stay on the device until the end: one synchronisation per scoring, not per batch
         log_likelihood.index_add_(0, requests, torch.cat(log_probs).to("cpu", torch.float64))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -14,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from tailorlib.evaluation.attention import attention_by, dense_mask, tree_attention
 from tailorlib.evaluation.packing import Batch
 from tailorlib.evaluation.states import reuse_of, spliced
+from tailorlib.evaluation.workspace import Workspace
 
 OWN_ATTENTION = frozenset({"falcon"})
 """Model types whose attention can't be replaced from outside; they take a mask."""
@@ -63,17 +65,18 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(next(stacks))[: model.config.num_hidden_layers]
 
 
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+def logits_of(model: PreTrainedModel, hidden: Tensor, workspace: Workspace) -> Tensor:
     """Apply the model's own head to some hidden states, with all that it does to logits (scaling, soft caps).
 
     Args:
         model: A live causal language model.
         hidden: Hidden states after the final norm, [rows, hidden].
+        workspace: Where the head writes, if it is a plain matrix on a CPU.
 
     Returns:
-        Logits, [rows, vocabulary]; the caller's own to overwrite.
+        Logits, [rows, vocabulary]; the caller's own to overwrite, until the next ones are asked for.
     """
-    with _decoder_answers(model, hidden[None]):
+    with _decoder_answers(model, hidden[None]), _head_writes(model, workspace):
         logits: Tensor = model(inputs_embeds=hidden[None], use_cache=False).logits
     return logits[0]
 
@@ -88,17 +91,46 @@ class _Answer(BaseModelOutputWithPastAndCrossAttentions):  # type: ignore[misc] 
 @contextmanager
 def _decoder_answers(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     """Let the decoder answer with given hidden states, [1, rows, hidden], without computing."""
-    decoder = model.get_decoder()
-    own = decoder.__dict__.get("forward")  # set on the instance by whoever wrapped the module
 
     def answer(*args: Any, **kwargs: Any) -> _Answer:
         return _Answer(last_hidden_state=hidden)
 
-    decoder.forward = answer
+    with _forward_of(model.get_decoder(), answer):
+        yield
+
+
+@contextmanager
+def _head_writes(model: PreTrainedModel, workspace: Workspace) -> Iterator[None]:
+    """Let the head write its product where there is memory already; the bits are those of its own."""
+    head = model.get_output_embeddings()
+    # a subclass, a quantised head or one that somebody wrapped may compute something else
+    plain = type(head) is nn.Linear and "forward" not in head.__dict__
+    if not plain or head.weight.device.type != "cpu" or torch.is_grad_enabled():
+        yield
+        return
+
+    def write(hidden: Tensor) -> Tensor:
+        rows, matrix = hidden.flatten(0, -2), head.weight.T
+        out = workspace.empty("logits", (len(rows), matrix.shape[1]), rows.dtype, rows.device)
+        if head.bias is None:
+            torch.mm(rows, matrix, out=out)
+        else:
+            torch.addmm(head.bias, rows, matrix, out=out)
+        return out.view(*hidden.shape[:-1], -1)
+
+    with _forward_of(head, write):
+        yield
+
+
+@contextmanager
+def _forward_of(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module compute something else."""
+    own = module.__dict__.get("forward")  # set on the instance by whoever wrapped the module
+    module.forward = forward
     try:
         yield
     finally:
         if own is None:
-            del decoder.forward
+            del module.forward
         else:
-            decoder.forward = own
+            module.forward = own

@@ -12,7 +12,6 @@ from rich.markup import escape
 
 from tailorlib.console import say, step
 from tailorlib.exceptions import JournalError, RecipeError
-from tailorlib.export.allocation import keep_freed_memory
 from tailorlib.export.card import CardInfo
 from tailorlib.export.export import export_model
 from tailorlib.export.verify import verify_export
@@ -110,7 +109,6 @@ def export_verb(
     if format == "mergekit":
         _write_configuration(family, chosen, target, overwrite)
         return
-    keep_freed_memory()
     with step(f"Model written to {target}"):
         export_model(
             family,

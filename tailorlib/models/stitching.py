@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from tailorlib.memory import give_back_freed_memory
 from tailorlib.models.architecture import cut_config, slot_index
 from tailorlib.models.assembly import Assembly
-from tailorlib.models.freed import give_back_freed_memory
 from tailorlib.models.layer_cache import LayerCache, LayerModules, StitchingCounts
 from tailorlib.models.quantization import QuantizationName, Quantizer
 from tailorlib.models.reading import private_reads

@@ -45,6 +45,7 @@ from tailorlib.evaluation import forward, scoring
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.packing import Batch
 from tailorlib.evaluation.requests import quiet_lm_eval
+from tailorlib.evaluation.workspace import Workspace
 from tailorlib.export import export_model
 from tailorlib.models.family import ModelFamily
 from tailorlib.search.evaluator import Evaluator, Outcome
@@ -231,13 +232,13 @@ class Bench:
 @contextmanager
 def _head_everywhere() -> Iterator[None]:
     """Apply the head to all positions, as a plain forward pass does."""
-    run = forward.hidden_states
+    run, workspace = forward.hidden_states, Workspace()
 
     def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         states = run(model, batch)
         others = torch.ones(len(states), dtype=torch.bool)
         others[batch.scored] = False
-        forward.logits_of(model, states[others])
+        forward.logits_of(model, states[others], workspace)
         return states
 
     with mock.patch.object(scoring, "hidden_states", hidden_states):
