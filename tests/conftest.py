@@ -3,6 +3,8 @@
 Tests also keep the tables of ``docs/reference/``: a test records what it found with the fixture ``evidence``, and
 ``pytest --write-reference`` writes it behind the mark in ``docs/reference/TABLE.md``. A row or column that ran and
 that the committed page lacks fails the run.
+
+Tests run in several processes (``make test``, pytest-xdist): each has one thread, and a cache of its own.
 """
 
 from __future__ import annotations
@@ -10,10 +12,13 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: one thread each, before torch counts them
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
+import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +52,14 @@ def global_randomness_untouched() -> Iterator[None]:
     yield
     changed = [name for name, state in _states().items() if state != before[name]]
     assert not changed, f"The test drew from the global random generator of {', '.join(changed)}."
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests convert and train is kept apart from the user's cache and from that of other test processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAILORLIB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -104,8 +117,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-reference", action="store_true", help="write the tables of docs/reference/")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what the tests of a worker found."""
+    for table, rows in getattr(node, "workeroutput", {}).get("evidence", {}).items():
+        for row, cells in rows.items():
+            EVIDENCE.record(table, row, **cells)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # a worker: the process that started it looks at all together
+        session.config.workeroutput["evidence"] = EVIDENCE.tables
+        return
     for table in EVIDENCE.tables:
         if session.config.getoption("--write-reference"):
             page = REFERENCE / f"{table}.md"
@@ -116,6 +140,52 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
                 f"docs/reference/{table}.md lacks {', '.join(lacking)}: run make reference"
             )
             session.exitstatus = 1
+    for name in (name for name, cost in COSTS.items() if cost > CPU_BUDGET):
+        session.config.get_terminal_writer().line(
+            f"{name} takes {COSTS[name]:.0f} s of CPU; a test without the mark slow may take {CPU_BUDGET:.0f}."
+        )
+        session.exitstatus = 1
+
+
+CPU_BUDGET = 20.0
+"""Seconds of CPU that a test without the mark ``slow`` may take; wall time would depend on what else runs."""
+MOST = 10
+"""How many of the most expensive tests are listed."""
+COSTS: dict[str, float] = {}
+BEFORE = pytest.StashKey[float]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.stash[BEFORE] = _cpu()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
+    if report.when == "teardown":
+        report.cpu = _cpu() - item.stash[BEFORE]
+        report.is_slow = item.get_closest_marker("slow") is not None
+    return report
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    if report.when == "teardown" and not report.is_slow:
+        COSTS[report.nodeid] = report.cpu
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    dearest = sorted(COSTS.items(), key=lambda item: -item[1])[:MOST]
+    if len(COSTS) > MOST:
+        terminalreporter.section(f"{sum(COSTS.values()):.0f} s of CPU in {len(COSTS)} tests, most of it in")
+        for name, cost in dearest:
+            terminalreporter.write_line(f"{cost:6.1f} s  {name}")
+
+
+def _cpu() -> float:
+    """Return the CPU time of this process and of its children that ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _states() -> dict[str, Any]:

@@ -54,7 +54,9 @@ Ready = Callable[[Fitness], Fitness]
 
 
 @pytest.mark.parametrize(
-    "text", [StandardLibraryCode("test", 12), PydocTopics("test"), ArithmeticProblems("test", 40)], ids=repr
+    "text",
+    [StandardLibraryCode("test", 12), PydocTopics("test"), ArithmeticProblems("test", 40)],
+    ids=lambda text: type(text).__name__,
 )
 def test_the_same_text_is_shared_whole_however_long_the_windows(ready: Ready, text: TextSource) -> None:
     number = len(text.documents())
