@@ -1,4 +1,4 @@
-"""Break tailorlib in every known way: ``python tests/proof/proof.py`` (``make proof``), about 40 minutes on two cores.
+"""Break tailorlib in every known way: ``python tests/proof/proof.py`` (``make proof``), 40 minutes on two cores.
 
 Cases that passed are not run again while the code stays the same. Failing ones leave their files in
 ``build/proof/failures/CLASS/CASE``. A whole run without failure writes the table of ``docs/safety.md``.
@@ -78,7 +78,7 @@ def _serve(pipe: Connection, folder: str, log: str) -> None:
     from proof_bench import Bench
     from proof_classes import CLASSES
 
-    sys.stdout = sys.stderr = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stderr = Path(log).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
     sys.setrecursionlimit(1000)
     bench, known = Bench(Path(folder) / "bench"), dict[str, Any]()
     while (task := pipe.recv()) is not None:
@@ -252,10 +252,9 @@ def _write_page(text: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    where = f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}, {time.strftime('%B %Y')}"
-    PAGE.write_text(
-        f"{head}{BEGIN}\n\n{where}; seconds are those of one process.\n\n{text}\n\n{END}{tail}", "utf-8"
-    )
+    machine = f"{platform.system()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    about = f"{machine}, {time.strftime('%B %Y')}; seconds are those of one process."
+    PAGE.write_text(f"{head}{BEGIN}\n\n{about}\n\n{text}\n\n{END}{tail}", encoding="utf-8")
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ def context() -> Any:
 
 @dataclass(frozen=True)
 class AtWrite:
-    """A signal that a process sends itself at one of its calls that write: before an odd one, after an even one."""
+    """A signal that a process sends itself at one of its calls that write: before it if odd, else after."""
 
     call: int
     signal: int = signal.SIGKILL
