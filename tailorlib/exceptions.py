@@ -12,15 +12,13 @@ from collections.abc import Iterable, Sequence
 
 
 class TailorError(Exception):
-    """Base of every error that a user's input can cause."""
-
-
-class RecipeError(TailorError):
-    """One or more faults of a recipe, collected into one message.
+    """Base of every error that a user's input can cause.
 
     Args:
-        faults: One sentence per fault: rule, what was given, remedy.
+        faults: One sentence, or one per fault: rule, what was given, remedy. They become one message.
     """
+
+    _several = "There are {} faults"
 
     def __init__(self, faults: str | Sequence[str]) -> None:
         self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
@@ -28,7 +26,13 @@ class RecipeError(TailorError):
             super().__init__(self.faults[0])
         else:
             lines = "\n".join(f"  {i}. {fault}" for i, fault in enumerate(self.faults, start=1))
-            super().__init__(f"The recipe has {len(self.faults)} faults:\n{lines}")
+            super().__init__(f"{self._several.format(len(self.faults))}:\n{lines}")
+
+
+class RecipeError(TailorError):
+    """One or more faults of a recipe, collected into one message."""
+
+    _several = "The recipe has {} faults"
 
 
 class PluginError(TailorError):
@@ -64,6 +68,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean {by_lower[close[0]]!r}?"
     return f" Known: {', '.join(known)}." if known else " None is known."
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Return names as a message lists them: the first ones, and how many more there are."""
+    every = [name if isinstance(name, str) and name.isprintable() else shown(name) for name in names]
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return (", ".join(every[:most]) or "none") + more
 
 
 class _Short(reprlib.Repr):

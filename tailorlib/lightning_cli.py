@@ -180,11 +180,8 @@ def _build(parser: LightningArgumentParser, settings: Namespace, key: str, fault
     def instantiator(cls: type, *args: Any, **kwargs: Any) -> Any:
         try:
             return cls(*args, **kwargs)
-        except RecipeError as error:
-            found.extend(error.faults)
-            raise
         except TailorError as error:
-            found.append(str(error))
+            found.extend(error.faults)
             raise
 
     try:

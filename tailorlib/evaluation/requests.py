@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tailorlib.evaluation.documents import Document, chance, documents_of, fingerprint_of, signals_of
 from tailorlib.evaluation.packing import Request
 from tailorlib.evaluation.surroundings import lm_eval_seeds, quiet_lm_eval
+from tailorlib.evaluation.task_data import document_faults, shots_fault
+from tailorlib.evaluation.task_fields import told
 from tailorlib.evaluation.task_metrics import TaskScores, fix_documents, lm_eval_metrics
+from tailorlib.evaluation.task_settings import is_local
 from tailorlib.evaluation.tasks import LIKELIHOOD, TaskEntry, TaskOptions, TaskSettings, load_tasks
-from tailorlib.exceptions import DataError
+from tailorlib.exceptions import DataError, listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,11 +64,9 @@ class TaskRequests:
         self._instances: dict[str, dict[int, list[Any]]] = {}
         with quiet_lm_eval(), lm_eval_seeds(self.settings, engine.device):
             self._loaded = load_tasks(tasks, self.settings)
-            for name, task in self.tasks.items():
-                self._build(name, task)
+            self._each(self._build, self.tasks)
             scored = {name: task for name, task in self.tasks.items() if task.OUTPUT_TYPE in LIKELIHOOD}
-            for name, task in scored.items():
-                self._encode(name, task)
+            self._each(self._encode, scored)
             self._generator = self._make_generator()
         self._documents: dict[str, dict[int, Document]] = {
             name: documents_of(task, self._of_instance, self.requests, length_normalised)
@@ -237,10 +238,24 @@ class TaskRequests:
             decision={name: found["decision"] for name, found in signals.items() if "decision" in found},
         )
 
+    @staticmethod
+    def _each(do: Callable[[str, Any], None], tasks: Mapping[str, Any]) -> None:
+        """Do something to every task, and raise the faults of all of them together."""
+        faults: list[str] = []
+        for name, task in tasks.items():
+            try:
+                do(name, task)
+            except DataError as error:
+                faults += error.faults
+        if faults:
+            raise DataError(faults)
+
     def _build(self, name: str, task: Any) -> None:
         """Build a task's requests once: what lm-eval would build at every evaluation is what it finds here."""
+        chosen = self._chosen(name, task)
+        if (fault := shots_fault(task)) is not None:
+            raise DataError(fault)
         try:
-            chosen = self._chosen(name, task)
             task.build_all_requests(
                 **chosen,
                 system_instruction=self.settings.system_instruction,
@@ -250,10 +265,12 @@ class TaskRequests:
             )
             documents = list(task.doc_iterator(**chosen))
         except Exception as error:  # tasks are code and templates of their own
+            faults = document_faults(task, enumerate(task.eval_docs))
             raise DataError(
-                f"The requests of the task {name!r} can't be built: {type(error).__name__}: {error}. A task has "
-                "at least one question."
+                faults or f"The requests of the task {name!r} can't be built: {told(error)}"
             ) from error
+        if is_local(task.dump_config()) and (faults := document_faults(task, documents)):
+            raise DataError(faults)
         fix_documents(task, documents)
         self._instances[name] = {number: [] for number, _ in documents}
         for instance in task.instances:
@@ -268,6 +285,12 @@ class TaskRequests:
         if samples is None and limit is None:
             samples, limit = (self.settings.samples or {}).get(name), self.settings.limit
         if samples is not None:
+            beyond = [i for i in samples if i >= len(task.eval_docs)]
+            if beyond:
+                raise DataError(
+                    f"The task {name!r} has the documents 0 to {len(task.eval_docs) - 1}; samples asks for "
+                    f"{listed(beyond)}."
+                )
             return {"samples": list(samples)}
         return {"limit": get_sample_size(task, limit)}
 

@@ -5,17 +5,16 @@ This module imports lm-eval only inside functions: that takes seconds.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+from tailorlib.evaluation.task_entries import Found, TaskEntry, TaskOptions, is_numbers, look_up
+from tailorlib.evaluation.task_factory import entry_faults, make_factory
+from tailorlib.evaluation.task_fields import told
 from tailorlib.exceptions import DataError, TailorError, did_you_mean, shown
 
-TaskEntry = str | Mapping[str, Any]
-"""A task, group or tag: its name, a task file, or ``task: NAME`` with settings that replace the task's own."""
+__all__ = ["LoadedTasks", "TaskEntry", "TaskOptions", "TaskSettings", "check_tasks", "load_tasks"]
 
 LIKELIHOOD = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
 """Output types of lm-eval that need log-likelihoods only."""
@@ -67,25 +66,6 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
-class TaskOptions:
-    """What an entry says of its tasks that is no setting of a task in lm-eval.
-
-    Args:
-        limit: As in :class:`TaskSettings`, for these tasks.
-        samples: Which documents to take.
-        gen_kwargs: Settings of generation.
-        fewshot_random_seed: Seed of the choice of examples.
-        metric: The metric that counts.
-    """
-
-    limit: float | None = None
-    samples: Sequence[int] | None = None
-    gen_kwargs: Mapping[str, Any] | str | None = None
-    fewshot_random_seed: int | None = None
-    metric: str | None = None
-
-
-@dataclass(frozen=True)
 class LoadedTasks:
     """Tasks of lm-eval, set up.
 
@@ -105,16 +85,6 @@ class LoadedTasks:
         return {"tasks": dict(self.tasks), "groups": dict(self.groups), "group_map": group_map}
 
 
-@dataclass(frozen=True)
-class _Found:
-    """An entry that was looked up: what it is in lm-eval's index, and what it changes."""
-
-    label: str
-    entry: Any
-    overrides: Mapping[str, Any]
-    options: TaskOptions
-
-
 def load_tasks(entries: Sequence[TaskEntry], settings: TaskSettings) -> LoadedTasks:
     """Load tasks, groups and tags, and set them up as ``lm_eval.simple_evaluate`` does.
 
@@ -124,43 +94,47 @@ def load_tasks(entries: Sequence[TaskEntry], settings: TaskSettings) -> LoadedTa
     """
     from lm_eval.api.group import Group
 
-    registry, found = _look_up(entries, settings.include_path)
-    factory = _factory(settings.metadata)
+    registry, found = look_up(entries, settings.include_path)
+    factory = make_factory(settings.metadata)
     tasks: dict[str, Any] = {}
     groups: dict[str, Any] = {}
     options: dict[str, TaskOptions] = {}
+    faults: list[str] = []
     for one in found:
         try:
             built = factory.build(one.entry, overrides=dict(one.overrides) or None, registry=registry)
-        except TailorError:
-            raise
-        except Exception as error:  # a task may fail in any way: no network, no file, code of its own
-            raise DataError(
-                f"The lm-eval task {one.label!r} can't be loaded: {type(error).__name__}: {error}. A task has at "
-                "least one question, and one whose data is on the hub needs a network, or a filled cache."
-            ) from error
-        own = built if isinstance(built, list) else [built]
-        members = [t for item in own for t in (item.get_all_tasks() if isinstance(item, Group) else [item])]
-        for group in (item for item in own if isinstance(item, Group)):
-            groups |= {g.name: g for g in (group, *group.get_all_groups())}
-        for task in members:
-            if task.task_name in tasks:
-                raise DataError(f"Each task is asked for once, got {task.task_name!r} twice. Leave one out.")
-            _set_up(task, one, settings)
-            tasks[task.task_name], options[task.task_name] = task, one.options
+            own = built if isinstance(built, list) else [built]
+            members = [t for item in own for t in (item.get_all_tasks() if isinstance(item, Group) else [item])]
+            for group in (item for item in own if isinstance(item, Group)):
+                groups |= {g.name: g for g in (group, *group.get_all_groups())}
+            for task in members:
+                if task.task_name in tasks:
+                    raise DataError(f"Each task is asked for once, got {task.task_name!r} twice. Leave one out.")
+                tasks[task.task_name], options[task.task_name] = task, one.options
+                _set_up(task, one, settings)
+        except TailorError as error:
+            faults += error.faults
+        except Exception as error:  # a task may fail in any way: no file, code of its own
+            faults.append(f"The task {one.label!r} can't be loaded: {told(error)}")
+    faults += _sample_faults(settings, tasks)
+    if faults:
+        raise DataError(faults)
     return LoadedTasks(tasks, groups, options)
 
 
 def check_tasks(entries: Sequence[TaskEntry], include_path: str | None) -> None:
-    """Look tasks up without loading their data.
+    """Look tasks up, and check their settings, without loading their data.
 
     Raises:
-        DataError: If a task is unknown, or ``include_path`` is no folder.
+        DataError: If a task is unknown or has settings that make no sense, or ``include_path`` is no folder.
     """
-    _look_up(entries, include_path)
+    registry, found = look_up(entries, include_path)
+    faults = [fault for one in found for fault in entry_faults(one.entry, one.overrides, registry)]
+    if faults:
+        raise DataError(list(dict.fromkeys(faults)))
 
 
-def _set_up(task: Any, found: _Found, settings: TaskSettings) -> None:
+def _set_up(task: Any, found: Found, settings: TaskSettings) -> None:
     """Do to a task what ``simple_evaluate`` does before it evaluates."""
     from lm_eval.utils import simple_parse_args_string
 
@@ -188,115 +162,12 @@ def _set_up(task: Any, found: _Found, settings: TaskSettings) -> None:
     task.set_fewshot_seed(seed=settings.fewshot_random_seed if seed is None else seed)
 
 
-def _look_up(entries: Sequence[TaskEntry], include_path: str | None) -> tuple[dict[str, Any], list[_Found]]:
-    """Return the index of tasks, and the entries as they are found in it.
-
-    lm-eval's own tasks are thousands of files, which take seconds to index: they are left out if the user's
-    folder defines all that is asked for.
-    """
-    if not entries:
-        raise DataError("At least one lm-eval task is named, got none.")
-    if include_path is not None and not Path(include_path).is_dir():
-        raise DataError(f"include_path is a folder with task files; there is no folder {include_path!r}.")
-    own = _index([Path(include_path)]) if include_path is not None else {}
-    parsed = [_parse(entry) for entry in entries]
-    wanted = [name for _, names, _, _ in parsed for name in names]
-    registry = own if all(_is_complete(name, own) for name in wanted) else {**_default_index(), **own}
-    return registry, [_find(*one, registry) for one in parsed]
-
-
-def _parse(entry: TaskEntry) -> tuple[str, list[Any], dict[str, Any], TaskOptions]:
-    """Return an entry's label, the names that it needs, its settings for lm-eval and its options."""
-    if isinstance(entry, str):
-        return entry, [entry], {}, TaskOptions()
-    fields = set(TaskOptions.__dataclass_fields__)
-    made_here = isinstance(entry.get("task"), list)
-    label = entry.get("group") if made_here else entry.get("task", entry.get("group"))
-    if not isinstance(label, str):
-        raise DataError(f"An lm-eval task is a name, or a mapping with 'task' or 'group', got {shown(entry)}.")
-    config = {name: value for name, value in entry.items() if name not in fields}
-    options = TaskOptions(**{name: entry[name] for name in fields if name in entry})
-    if made_here:
-        return label, list(entry["task"]), config, options
-    defines = "class" in entry or {"doc_to_text", "doc_to_target"} <= entry.keys()
-    return label, [] if defines else [label], config, options
-
-
-def _find(label: str, names: list[Any], config: dict[str, Any], options: TaskOptions, registry: Any) -> _Found:
-    from lm_eval.tasks._index import TaskIndex
-
-    overrides = {name: value for name, value in config.items() if name not in ("task", "group")}
-    if isinstance(config.get("task"), list):  # a group that is defined right here
-        return _Found(label, TaskIndex.entry_from_config(config), {}, options)
-    entry = registry.get(label) or (TaskIndex.entry_from_path(Path(label)) if _is_file(label) else None)
-    if entry is None and not names:
-        return _Found(label, TaskIndex.entry_from_config(config), {}, options)
-    if entry is None:
-        raise DataError(f"lm-eval has no task called {label!r}.{_hint(label, list(registry))}")
-    return _Found(label, entry, overrides, options)
-
-
-def _is_complete(name: Any, index: Mapping[str, Any]) -> bool:
-    """Say whether a task, or a group with all its members, is known; a tag may have members elsewhere."""
-    if isinstance(name, Mapping):
-        members = name.get("task")
-        return all(_is_complete(m, index) for m in (members if isinstance(members, list) else [members]))
-    if not isinstance(name, str):
-        return False
-    entry = index.get(name)
-    if entry is None:
-        return _is_file(name)
-    kind: str = entry.kind.name
-    if kind != "GROUP":
-        return kind != "TAG"
-    members = entry.cfg.get("task")
-    return isinstance(members, list) and all(_is_complete(m, index) for m in members)
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
-
-
-def _index(paths: Iterable[Path]) -> dict[str, Any]:
-    from lm_eval.tasks._index import TaskIndex
-
-    index: dict[str, Any] = TaskIndex.build(paths)
-    return index
-
-
-@cache
-def _default_index() -> dict[str, Any]:
-    import lm_eval.tasks
-
-    return _index([Path(lm_eval.tasks.__file__).parent])
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    hint = did_you_mean(name, known)
-    # thousands of names are no hint
-    return hint if hint.startswith(" Did") else " `lm-eval ls tasks` lists them; include_path adds your own."
-
-
-def _factory(metadata: Mapping[str, Any] | None) -> Any:
-    """Return lm-eval's maker of tasks, which here looks for a task's data files beside its file."""
-    from lm_eval.tasks._factory import TaskFactory
-
-    class Factory(TaskFactory):  # type: ignore[misc] # lm-eval is untyped here
-        def _load_full_config(self, entry: Any, overrides: Any = None) -> dict[str, Any]:
-            config: dict[str, Any] = super()._load_full_config(entry, overrides)
-            settings = config.get("dataset_kwargs")
-            if entry.yaml_path and isinstance(settings, dict) and "data_files" in settings:
-                folder = Path(entry.yaml_path).parent
-                config["dataset_kwargs"] = {**settings, "data_files": _resolve(settings["data_files"], folder)}
-            return config
-
-    return Factory(meta=dict(metadata or {}))
-
-
-def _resolve(files: Any, folder: Path) -> Any:
-    if isinstance(files, dict):
-        return {key: _resolve(value, folder) for key, value in files.items()}
-    if isinstance(files, list | tuple):
-        return [_resolve(value, folder) for value in files]
-    beside = folder / os.fspath(files)
-    return str(beside.resolve()) if not Path(files).is_absolute() and beside.exists() else files
+def _sample_faults(settings: TaskSettings, tasks: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with ``samples``, which name tasks."""
+    found = []
+    for name, samples in (settings.samples or {}).items():
+        if name not in tasks:
+            found.append(f"samples names the tasks that are asked for, got {name!r}.{did_you_mean(name, tasks)}")
+        elif not is_numbers(samples):
+            found.append(f"samples of {name!r} is a list of numbers of documents, got {shown(samples)}.")
+    return found

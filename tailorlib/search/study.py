@@ -286,7 +286,5 @@ def _objective_faults(objectives: Sequence[Objective]) -> list[str]:
 def _collect(faults: list[str], section: str) -> Iterator[None]:
     try:
         yield
-    except RecipeError as error:
-        faults.extend(f"{section}: {fault}" for fault in error.faults)
     except TailorError as error:
-        faults.append(f"{section}: {error}")
+        faults.extend(f"{section}: {fault}" for fault in error.faults)

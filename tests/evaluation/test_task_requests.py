@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness_tasks import simple_evaluate
 
-from tailorlib.evaluation import tasks as task_loading
+from tailorlib.evaluation import task_entries
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.requests import TaskRequests
 from tailorlib.evaluation.tasks import TaskSettings
@@ -135,7 +135,7 @@ def test_data_files_are_found_beside_the_task_file(
 def test_unknown_task_gets_a_close_name(
     tiny: Callable[..., Any], tasks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_loading, "_default_index", dict)  # thousands of files take half a minute
+    monkeypatch.setattr(task_entries, "_default_index", dict)  # thousands of files take half a minute
     with pytest.raises(DataError, match=r"no task called 'tiny_choise'\. Did you mean 'tiny_choice'"):
         TaskRequests(["tiny_choise"], Engine(tiny()[1], CPU, 256), TaskSettings(include_path=tasks))
 
@@ -145,13 +145,13 @@ def test_missing_folder_and_missing_data_are_refused(tiny: Callable[..., Any], t
     with pytest.raises(DataError, match="there is no folder 'nowhere'"):
         TaskRequests(["tiny_choice"], engine, TaskSettings(include_path="nowhere"))
     (Path(tasks) / "tiny_choice.jsonl").unlink()
-    with pytest.raises(DataError, match="'tiny_choice' can't be loaded: FileNotFoundError"):
+    with pytest.raises(DataError, match=r"'tiny_choice': there is no data file 'tiny_choice.jsonl'"):
         TaskRequests(["tiny_choice"], engine, TaskSettings(include_path=tasks))
 
 
 def test_a_task_without_questions_is_refused(tiny: Callable[..., Any], tasks: str) -> None:
     (Path(tasks) / "tiny_choice.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"'tiny_choice' can't be loaded: .* at least one question"):
+    with pytest.raises(DataError, match="'tiny_choice': its data files hold no document"):
         TaskRequests(["tiny_choice"], Engine(tiny()[1], CPU, 256), TaskSettings(include_path=tasks))
 
 

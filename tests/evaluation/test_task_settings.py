@@ -130,8 +130,14 @@ def test_tasks_come_from_files_and_from_the_recipe_itself(tiny: Callable[..., An
         ([], "At least one lm-eval task is named, got none"),
         (["tiny_choice", {"task": "tiny_group"}], r"asked for once, got 'tiny_choice' twice"),
         ([{"limit": 3}], r"a name, or a mapping with 'task' or 'group', got \{'limit': 3\}"),
-        ([{"task": "tiny_choice", "num_fewshots": 3}], "unexpected keyword argument 'num_fewshots'"),
-        ([{"task": "tiny_choice", "samples": [99]}], "requests of the task 'tiny_choice' can't be built"),
+        (
+            [{"task": "tiny_choice", "num_fewshots": 3}],
+            "'tiny_choice' has no setting 'num_fewshots'. Did you mean 'num_fewshot'?",
+        ),
+        (
+            [{"task": "tiny_choice", "samples": [99]}],
+            "'tiny_choice' has the documents 0 to 5; samples asks for 99",
+        ),
         ([{"task": "tiny_choice", "output_type": "sing"}], "'tiny_choice'.*sing"),
     ],
 )

@@ -214,4 +214,6 @@ class LMEval(Fitness):
 
 def _limits(tasks: list[str | dict[str, Any]], limit: float | None) -> list[float]:
     own = [entry.get("limit") for entry in tasks if isinstance(entry, dict)]
-    return [value for value in (limit, *own) if value is not None]
+    return [
+        value for value in (limit, *own) if isinstance(value, int | float)
+    ]  # others are refused with their task

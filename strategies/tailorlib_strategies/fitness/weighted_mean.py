@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -102,16 +102,7 @@ class WeightedMean(Fitness):
         Raises:
             RecipeError: With the faults of all parts.
         """
-        faults: list[str] = []
-        for name, part in self.parts.items():
-            try:
-                part.check()
-            except RecipeError as error:
-                faults += [f"{name}: {fault}" for fault in error.faults]
-            except TailorError as error:
-                faults.append(f"{name}: {error}")
-        if faults:
-            raise RecipeError(faults)
+        self._each(lambda part: part.check())
 
     def set_reference(self, dense: Measurement, results: Sequence[SampleResult] | None = None) -> Measurement:
         """Take the dense base model's part scores as the unit of each part.
@@ -148,12 +139,22 @@ class WeightedMean(Fitness):
         return joined(lists, number)
 
     def _setup(self, engine: Engine) -> None:
-        for part in self.parts.values():
-            part.setup(engine)
+        self._each(lambda part: part.setup(engine))
         names = list(self.parts)
         self._samples = [(names[k], i) for k, i in interleaved([p.num_samples for p in self.parts.values()])]
         least = {(name, part.min_samples - 1) for name, part in self.parts.items()}
         self._min_samples = max(i for i, sample in enumerate(self._samples, start=1) if sample in least)
+
+    def _each(self, do: Callable[[Fitness], None]) -> None:
+        """Do something to every part, and raise the faults of all of them together."""
+        faults: list[str] = []
+        for name, part in self.parts.items():
+            try:
+                do(part)
+            except TailorError as error:
+                faults += [f"{name}: {fault}" for fault in error.faults]
+        if faults:
+            raise RecipeError(faults)
 
     def _score_samples(self, model: PreTrainedModel, samples: Sequence[int]) -> list[SampleResult]:
         found: dict[int, SampleResult] = {}
