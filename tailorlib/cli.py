@@ -14,6 +14,7 @@ from rich.console import Console
 from tailorlib.console import quieten, speaking, tell_error
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.export.command import export_command
+from tailorlib.forks import staying
 from tailorlib.light import LIGHT, run_light
 from tailorlib.memory import keep_freed_memory
 from tailorlib.parser_messages import clean_message
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         failed = True
         try:
-            _run(args)
+            with staying():
+                _run(args)
             failed = False
         except (TailorError, ArgumentError) as error:
             tell_error(error, clean_message(str(error)) if isinstance(error, ArgumentError) else str(error))

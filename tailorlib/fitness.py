@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tailorlib.exceptions import EvaluationError, PluginError
+from tailorlib.forks import staying
+from tailorlib.plain_data import number, numbers, plain
 from tailorlib.registry import Registry
 
 if TYPE_CHECKING:
@@ -31,12 +33,22 @@ class Measurement:
         metrics: Every figure worth keeping, by name; accuracies and perplexities with their usual names.
         chance: Expected value of some of the ``metrics`` for a model that guesses, where that is known.
         parts: Score of each part of a combined fitness, by the part's name.
+
+    All of them are kept as Python's own numbers; scalars of numpy and torch are numbers.
+
+    Raises:
+        PluginError: If something else stands where a number belongs.
     """
 
     score: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     chance: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score", number(self.score, "A measurement's score"))
+        for name, what in (("metrics", "metric"), ("chance", "chance of a metric"), ("parts", "part's score")):
+            object.__setattr__(self, name, numbers(getattr(self, name), what))
 
 
 class Fitness(ABC):
@@ -109,9 +121,19 @@ class Fitness(ABC):
             samples: Numbers of the samples, each once, in any order.
 
         Returns:
-            The results in the order asked for.
+            The results in the order asked for, as JSON holds them.
+
+        Raises:
+            PluginError: If there is not one for each sample, or one isn't plain data.
         """
-        return self._score_samples(model, samples)
+        with staying():
+            results = self._score_samples(model, samples)
+        if not isinstance(results, Sequence) or len(results) != len(samples):
+            number_of = f"{len(results)}" if isinstance(results, Sequence) else type(results).__name__
+            raise PluginError(
+                f"{type(self).__name__} gives a list of {len(samples)} results here, got {number_of}."
+            )
+        return [plain(result, "A result on a sample") for result in results]
 
     def summarise(self, results: Sequence[SampleResult]) -> Measurement:
         """Make a measurement of the results of the first ``len(results)`` samples.
@@ -123,7 +145,8 @@ class Fitness(ABC):
             raise EvaluationError(
                 f"{type(self).__name__} is measured on at least {self.min_samples} samples, got {len(results)}."
             )
-        measurement = self._summarise(results)
+        with staying():
+            measurement = self._summarise(results)
         if not math.isfinite(measurement.score):
             bad = [k for k, v in measurement.metrics.items() if not math.isfinite(v)]
             raise EvaluationError(

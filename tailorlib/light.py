@@ -18,6 +18,7 @@ LIGHT = {
     "show": "tailorlib.report.commands:show",
     "diff": "tailorlib.report.commands:diff",
     "report": "tailorlib.report.commands:report",
+    "check": "tailorlib.report.check:check",
 }
 """Where each verb's function is. Its parameters are the arguments, those without a default by position."""
 

@@ -66,7 +66,7 @@ def study_result(trials: Sequence[Trial], validated: Mapping[int, float] | None 
         trials: The study's trials.
         validated: What validation found, by the number of the trial.
     """
-    known = {number: score for number, score in (validated or {}).items() if 0 <= number < len(trials)}
+    known = [(-validated[t.number], t.number, t) for t in trials if t.number in validated] if validated else []
     if known:
-        return trials[min(known, key=lambda number: (-known[number], number))]
+        return min(known, key=lambda entry: entry[:2])[2]
     return knee(trials) if any(trial.objectives for trial in trials) else incumbent(trials)

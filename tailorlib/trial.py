@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tailorlib.distributions import Params
-from tailorlib.exceptions import JournalError
+from tailorlib.exceptions import JournalError, PluginError, TailorError, shown
+from tailorlib.plain_data import number, numbers, plain, safe_text
+from tailorlib.records import decode, encode
 from tailorlib.tailoring import Tailoring
 
 TrialState = Literal["complete", "failed"]
+MAX_REASON = 10_000
+"""Most characters of a reason that are kept: its beginning and its end."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +100,93 @@ class Trial:
         """Rebuild a trial from :meth:`to_dict`.
 
         Raises:
-            JournalError: If a key is missing or a value is of the wrong type.
+            JournalError: If a key is missing, a value is of the wrong type, or they contradict each other.
         """
         try:
-            return cls(
-                number=int(data["number"]),
-                params={k: tuple(v) if isinstance(v, list) else v for k, v in data["params"].items()},
+            found = cls(
+                number=_whole(data["number"], "number"),
+                params={str(k): tuple(v) if isinstance(v, list) else v for k, v in data["params"].items()},
                 tailoring=Tailoring.from_dict(data["tailoring"]),
-                state="complete" if data["state"] == "complete" else "failed",
-                fitness=None if data["fitness"] is None else float(data["fitness"]),
-                objectives={str(k): float(v) for k, v in data.get("objectives", {}).items()},
-                samples=int(data.get("samples", 0)),
-                fidelity=float(data.get("fidelity", 1.0)),
-                metrics={str(k): float(v) for k, v in data["metrics"].items()},
-                seconds=float(data["seconds"]),
-                costs={str(k): float(v) for k, v in data.get("costs", {}).items()},
+                state=data["state"],
+                fitness=None if data["fitness"] is None else number(data["fitness"], "A fitness"),
+                objectives=numbers(data.get("objectives", {}), "objective"),
+                samples=_whole(data.get("samples", 0), "samples"),
+                fidelity=number(data.get("fidelity", 1.0), "A fidelity"),
+                metrics=numbers(data["metrics"], "metric"),
+                seconds=number(data["seconds"], "A time in seconds"),
+                costs=numbers(data.get("costs", {}), "cost"),
                 origin=str(data["origin"]),
                 reason=data["reason"],
             )
+            fault = found._contradiction()
+        except JournalError:
+            raise
+        except TailorError as error:
+            raise JournalError(f"A journal line is no trial: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise JournalError(f"A journal line is no trial: {error!r}.") from error
+        if fault:
+            raise JournalError(f"A journal line is no trial: {fault}")
+        return found
+
+    def _contradiction(self) -> str | None:
+        """Return which values can't be together, or none."""
+        finite = [("seconds", self.seconds), ("fidelity", self.fidelity)]
+        finite += [*self.costs.items(), *self.objectives.items()]
+        for name, value in finite:
+            if not math.isfinite(value):
+                return f"{name} is finite, got {value}."
+        if self.seconds < 0 or not 0 < self.fidelity <= 1:
+            return f"it took {self.seconds} seconds and has the fidelity {self.fidelity}."
+        if self.state not in ("complete", "failed"):
+            return f"its state is {shown(self.state)}."
+        sound = (
+            self.fitness is not None and math.isfinite(self.fitness) and self.reason is None
+            if self.state == "complete"
+            else self.fitness is None
+            and not self.objectives
+            and isinstance(self.reason, str)
+            and self.reason != ""
+        )
+        return None if sound else f"{self.state} with fitness {self.fitness} and reason {shown(self.reason)}."
+
+
+def as_recorded(trial: Trial) -> Trial:
+    """Return a trial as the journal will give it back: of a result that can't be recorded, a failed trial.
+
+    Every process makes it of the same trial, so that all of them, and a resumed study, go on with the same values.
+
+    Args:
+        trial: A trial as the fitness and the optimizer left it.
+
+    Raises:
+        PluginError: If not even the candidate can be recorded.
+    """
+    if trial.state == "failed":
+        reason = trial.reason if isinstance(trial.reason, str) else ""
+        trial = replace(trial, reason=safe_text(reason, MAX_REASON).strip() or "It failed without a reason.")
+    try:
+        return _reread(trial)
+    except TailorError as error:
+        reason = f"The result can't be recorded: {error}"
+        failed = replace(trial, state="failed", fitness=None, metrics={}, costs={}, objectives={}, reason=reason)
+    try:
+        return _reread(failed)
+    except TailorError as error:
+        raise PluginError(
+            f"A candidate is one that the journal can record; the one for trial {trial.number}, proposed by "
+            f"{trial.origin!r}, can't be: {error} Mend the search space, the optimizer or the models' names."
+        ) from error
+
+
+def _reread(trial: Trial) -> Trial:
+    return Trial.from_dict(decode(encode(plain(trial.to_dict(), "A trial"), 1))[1])
+
+
+def _whole(value: object, name: str) -> int:
+    if type(value) is not int or value < 0:
+        raise JournalError(f"A journal line is no trial: its {name} is a whole number from 0, got {shown(value)}.")
+    return value
 
 
 def incumbent(trials: Iterable[Trial]) -> Trial | None:

@@ -10,7 +10,8 @@ import pytest
 import tailorlib.journal as journal_module
 from tailorlib.exceptions import JournalError
 from tailorlib.fitness import Measurement
-from tailorlib.journal import FILE_NAME, Journal, JournalHeader, archive, read_trials
+from tailorlib.journal import FILE_NAME, Journal, JournalHeader, read_trials
+from tailorlib.run_lock import archive
 from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial
 
@@ -143,7 +144,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(journal: Journal, monkeypatch:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tailorlib.journal.os.fsync", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(JournalError, match="No space left on device"):
             journal.append(trial(1))
     assert journal.path.read_bytes() == before
@@ -162,7 +163,7 @@ def test_archive_moves_the_run_aside_and_keeps_every_earlier_one(journal: Journa
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_text(json.dumps({"kind": "header", "format": 99}) + "\n")
-    with pytest.raises(JournalError, match="journal format 1"):
+    with pytest.raises(JournalError, match="journal format 99"):
         Journal.open(tmp_path)
     with pytest.raises(JournalError, match="has no"):
         Journal.open(tmp_path / "nowhere")
@@ -181,7 +182,10 @@ def test_the_files_beside_a_record_are_there_before_it(tmp_path: Path, monkeypat
     monkeypatch.setattr(journal_module, "replace_file", killed_before_the_record)
     with pytest.raises(KeyboardInterrupt):
         Journal.create(tmp_path / "run", JournalHeader({}), {"recipe.yaml": "study: {}\n"})
-    assert written == ["recipe.yaml"] and not (tmp_path / "run" / journal_module.FILE_NAME).exists()
+    assert (
+        written == ["recipe.yaml", journal_module.HEADER_NAME]
+        and not (tmp_path / "run" / journal_module.FILE_NAME).exists()
+    )
     monkeypatch.setattr(journal_module, "replace_file", replace)
     Journal.create(tmp_path / "again", JournalHeader({}), {"recipe.yaml": "study: {}\n"}).close()
     assert (tmp_path / "again" / "recipe.yaml").read_text() == "study: {}\n"

@@ -162,9 +162,17 @@ def choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailori
         if best is None:
             raise JournalError(f"The study in {run!r} has no complete trial yet; there is nothing to take.")
         return best.tailoring
-    if not 0 <= trial < len(trials):
-        raise RecipeError(f"The study in {run!r} has the trials 0 to {len(trials) - 1}, got --trial {trial}.")
-    return trials[trial].tailoring
+    found = next((t for t in trials if t.number == trial), None)
+    if found is None:
+        raise RecipeError(
+            f"The study in {run!r} has the trials 0 to {journal.next_number - 1}, got --trial {trial}."
+            + (
+                " Its record was lost to damage: resume the study to make it again."
+                if trial in journal.lost
+                else ""
+            )
+        )
+    return found.tailoring
 
 
 def _parser(defaults: Mapping[str, Any]) -> ArgumentParser:

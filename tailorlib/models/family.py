@@ -22,6 +22,7 @@ from tailorlib.models.source import ModelSource
 from tailorlib.models.statistics import LayerStatistics
 from tailorlib.models.stitching import Stitcher
 from tailorlib.operation import MergeOperation, Statistic
+from tailorlib.plain_data import safe_text
 from tailorlib.registry import Registry
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import BASE, SELECT, LayerPlan, LayerSource, PartPlan, Tailoring, models_of
@@ -103,6 +104,12 @@ class ModelFamily:
         if BASE in candidates:
             faults.append("No candidate may be called 'base': it is the base model's name. Rename it.")
             candidates = {k: v for k, v in candidates.items() if k != BASE}
+        nameless = [
+            name for name in candidates if not isinstance(name, str) or not name or safe_text(name) != name
+        ]
+        if nameless:
+            faults.append(f"A candidate has a name, a text of one character or more, got {shown(nameless[0])}.")
+            candidates = {k: v for k, v in candidates.items() if k not in nameless}
         faults += self._trust_faults((BASE, *candidates))
         try:
             opened = open_base(base, trusted=self._trusts(BASE))

@@ -242,10 +242,12 @@ def _tailoring_of(name: str) -> tuple[Tailoring, int | None]:
 
 
 def _trial_of(run: Run, number: int) -> Trial:
-    if not 0 <= number < len(run.trials):
-        known = f"the trials 0 to {len(run.trials) - 1}" if run.trials else "no trial yet"
+    found = run.trial(number)
+    if found is None:
+        lost = f" ({ranges(run.journal.lost)} lost to damage)" if run.journal.lost else ""
+        known = f"the trials 0 to {run.trials[-1].number}{lost}" if run.trials else "no trial yet"
         raise RecipeError(f"The study in {str(run.folder)!r} has {known}, got trial {number}.")
-    return run.trials[number]
+    return found
 
 
 def _layers(run: Run) -> int | None:

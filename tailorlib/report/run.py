@@ -11,10 +11,11 @@ from typing import Any
 from tailorlib.bounded import load_yaml
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.fitness import Measurement
-from tailorlib.journal import Journal, holder
+from tailorlib.journal import Journal
 from tailorlib.pareto import study_result
 from tailorlib.report.names import clean
 from tailorlib.report.table import BenchmarkRow, read_benchmark, table_cells
+from tailorlib.run_lock import holder
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import BASE, Tailoring
 from tailorlib.trial import Trial
@@ -59,7 +60,15 @@ class Run:
     @property
     def validations(self) -> Mapping[int, Measurement]:
         """What validation found, by trial."""
-        return {n: m for n, m in self.journal.validations.items() if 0 <= n < len(self.trials)}
+        return {n: m for n, m in self.journal.validations.items() if self.trial(n) is not None}
+
+    @cached_property
+    def _by_number(self) -> dict[int, Trial]:
+        return {trial.number: trial for trial in self.trials}
+
+    def trial(self, number: int) -> Trial | None:
+        """Return the trial of a number, or ``None`` if there is none."""
+        return self._by_number.get(number)
 
     @cached_property
     def objectives(self) -> tuple[str, ...]:

@@ -212,7 +212,7 @@ def validations(run: Run) -> Sheet | None:
     rows = [
         [
             str(n),
-            number(run.trials[n].fitness),
+            number(trial.fitness if (trial := run.trial(n)) is not None else None),
             number(found.score),
             "result" if run.best is not None and run.best.number == n else "",
         ]

@@ -15,13 +15,17 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.states import Work
 from tailorlib.exceptions import EvaluationError, TailorError
 from tailorlib.fitness import Fitness, Measurement, SampleResult
+from tailorlib.forks import staying
 from tailorlib.objective import Candidate
+from tailorlib.plain_data import error_text, number, safe_text
+from tailorlib.search.deaths import Deaths
 from tailorlib.search.pending import Pending
 from tailorlib.search.ranks import gathered
 from tailorlib.search.sample_store import SampleStore
 from tailorlib.search.study import Study
 from tailorlib.search.time_limit import TrialTimeoutError, time_limit
 from tailorlib.tailoring import Tailoring
+from tailorlib.trial import MAX_REASON
 
 Key = tuple[str, tuple[int, int], int]
 """A candidate's digest, a span of samples, and a shard of it."""
@@ -119,6 +123,7 @@ class Evaluator:
         ranks: Number of processes.
         folder: Where results are kept as they are done; ``None`` to keep none.
         fitness: What to score by; the study's by default.
+        deaths: Knows which candidates killed their process; by default there are none.
     """
 
     def __init__(
@@ -130,9 +135,12 @@ class Evaluator:
         ranks: int = 1,
         folder: Path | None = None,
         fitness: Fitness | None = None,
+        deaths: Deaths | None = None,
     ) -> None:
         self.study, self.engine, self.rank, self.ranks = study, engine, rank, ranks
         self.fitness = study.fitness if fitness is None else fitness
+        self._data = "search" if fitness is None else "validation"
+        self._deaths = Deaths() if deaths is None else deaths
         self._shards: dict[tuple[int, int], list[list[int]]] = {}
         self._pending = Pending(folder, rank)
         self.samples = SampleStore(folder if rank == 0 else None)
@@ -173,20 +181,39 @@ class Evaluator:
             for tailoring in order
             if shard < len(self.shards(spans[tailoring.digest]))
         ]
-        missing = [piece for piece in pieces if piece.key not in self._pending.known]
-        start, stop = (len(missing) * r // self.ranks for r in (self.rank, self.rank + 1))
-        keep = len(pieces) > 1  # a single piece is a trial at once
-        done = []
-        for part in self._work(missing[start:stop], best):
-            done.append(part)
-            if keep:
-                self._pending.add(part)
-        parts = {**self._pending.known, **{p.key: p for part in gathered(done) for p in part}}
+        parts = {**self._pending.known, **self._parts(pieces, best)}
         outcomes = []
         for digest, span in ((t.digest, spans[t.digest]) for t in tailorings):
             own = [parts[digest, span, shard] for shard in range(len(self.shards(span)))]
             outcomes.append(self._outcome(digest, span[1], known[digest], own))
         return self._judged(tailorings, outcomes)
+
+    def _parts(self, pieces: Sequence[Piece], best: Tailoring | None) -> dict[Key, Part]:
+        """Share out the pieces that nobody has done.
+
+        Those of candidates at which a process died come last, one at a time: if one dies again, it is clear which.
+        """
+        missing = [piece for piece in pieces if piece.key not in self._pending.known]
+        found = {piece.key: Part(*piece.key, why) for piece in missing if (why := self._deadly(piece))}
+        missing = [piece for piece in missing if piece.key not in found]
+        doubtful = [piece for piece in missing if self._deaths.counts.get(self._name(piece))]
+        sure = [piece for piece in missing if piece not in doubtful]
+        start, stop = (len(sure) * r // self.ranks for r in (self.rank, self.rank + 1))
+        for share in (sure[start:stop], doubtful if self.rank == 0 else []) if doubtful else (sure[start:stop],):
+            done = []
+            for part in self._work(share, best):
+                done.append(part)
+                if len(pieces) > 1:  # a single piece is a trial at once
+                    self._pending.add(part)
+            found |= {part.key: part for parts in gathered(done) for part in parts}
+        return found
+
+    def _name(self, piece: Piece) -> str:
+        """Return what deaths at a piece are counted by: the candidate, and the data that it is scored on."""
+        return f"{self._data} {piece.tailoring.digest}"
+
+    def _deadly(self, piece: Piece) -> str | None:
+        return self._deaths.reason(self._name(piece))
 
     def settle(self) -> None:
         """Forget pieces: the trials that they belong to are in the journal."""
@@ -224,12 +251,16 @@ class Evaluator:
         before = stitcher.counts
         results: list[SampleResult] | str
         try:
-            with time_limit(self.study.settings.trial_seconds, partial(self._hung, piece)):
+            with (
+                self._deaths.watch(self._name(piece)),
+                time_limit(self.study.settings.trial_seconds, partial(self._hung, piece)),
+                staying(),
+            ):
                 model = self.study.family.stitch(piece.tailoring)
                 with self.engine.reusing(model, piece.tailoring.prefixes, needed):
                     results = self.fitness.score_samples(model, self.shards(piece.span)[piece.shard])
         except Exception as error:  # one bad candidate must not end a study of hours: it is kept with its reason
-            results = _reason(error)
+            results = safe_text(_reason(error), MAX_REASON)
             results += f" (rank {self.rank})" if self.ranks > 1 else ""
         after = stitcher.counts
         return Part(
@@ -246,7 +277,8 @@ class Evaluator:
 
     def _hung(self, piece: Piece, reason: str) -> None:
         """Leave a failure for the process that takes over."""
-        self._pending.add(Part(piece.tailoring.digest, piece.span, piece.shard, reason, self.rank))
+        self._pending.add(Part(*piece.key, reason, self.rank))
+        self._deaths.excuse()
 
     def _outcome(self, digest: str, stop: int, known: list[SampleResult], parts: Sequence[Part]) -> Outcome:
         start = time.perf_counter()
@@ -298,7 +330,9 @@ class Evaluator:
         scores: dict[str, float] = {}
         for objective in self.study.objectives:
             try:
-                scores[objective.name] = objective.score(candidate)
+                with self._deaths.watch(f"{self._data} {tailoring.digest}"), staying():
+                    score = objective.score(candidate)
+                scores[objective.name] = number(score, f"The objective {objective.name}")
             except Exception as error:
                 return replace(outcome, measurement=_reason(error))
             if not math.isfinite(scores[objective.name]):
@@ -308,7 +342,8 @@ class Evaluator:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, TailorError | TrialTimeoutError) else f"{type(error).__name__}: {error}"
+    text = error_text(error)
+    return text if isinstance(error, TailorError | TrialTimeoutError) else f"{type(error).__name__}: {text}"
 
 
 def _shared(a: Tailoring, b: Tailoring) -> str:

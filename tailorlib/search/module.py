@@ -16,11 +16,13 @@ from tailorlib.console import emit, say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError
 from tailorlib.fitness import Measurement, SampleResult
+from tailorlib.forks import staying
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.shared import SharedFolder
 from tailorlib.pareto import knee, study_result
 from tailorlib.report.figures import front_figure, history_figure, importance_figure, layer_map_figure
+from tailorlib.search.deaths import Deaths, count_deaths, drop_deaths
 from tailorlib.search.evaluator import Evaluator, Outcome, Part
 from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.search.proposer import Proposal, Replay
@@ -31,7 +33,7 @@ from tailorlib.search.study import Study
 from tailorlib.search.tracking import Tracker
 from tailorlib.search.validator import Validator
 from tailorlib.tailoring import Tailoring
-from tailorlib.trial import Trial, incumbent
+from tailorlib.trial import Trial, as_recorded, incumbent
 
 CONSTANT = 20
 """So many candidates of one score are no coincidence."""
@@ -125,15 +127,19 @@ class SearchModule(LightningModule):
         self._tracker = Tracker(self.loggers if self.global_rank == 0 else [], study.directory)
         self._tracker.begin(self.recipe)
         world, folder = self.trainer.world_size, study.directory
-        self._evaluator = Evaluator(study, self.engine, rank=self.global_rank, ranks=world, folder=folder)
-        self._evaluator.recover(*self._recover_work(world))
+        self._deaths = Deaths(folder, self.global_rank, study.settings.max_deaths)
+        self._evaluator = Evaluator(
+            study, self.engine, rank=self.global_rank, ranks=world, folder=folder, deaths=self._deaths
+        )
+        parts, samples, self._deaths.counts = self._recover_work(world)
+        self._evaluator.recover(parts, samples)
         self._measure_dense()
         self._campaign = study.campaign(self._warm_starts())
         if study.scheduler is not None:
             self._campaign.observe_dense(self._dense_on)
-        self._validate = Validator(study, self.engine, rank=self.global_rank, ranks=world)
+        self._validate = Validator(study, self.engine, rank=self.global_rank, ranks=world, deaths=self._deaths)
         self._replay = Replay(recorded)
-        self.resumed_at = len(recorded)
+        self.resumed_at = 1 + max((trial.number for trial in recorded), default=-1)
         if recorded:
             say(f"[green]✓[/] Resumed after {len(recorded)} recorded trials")
 
@@ -152,6 +158,7 @@ class SearchModule(LightningModule):
         private = torch.Generator()  # a loader draws a seed for its workers, even without any
         return DataLoader(range(batches), batch_size=None, generator=private)  # type: ignore[arg-type]
 
+    @staying()  # an optimizer or a logger may fork, too
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Evaluate one batch of candidates and tell the optimizer."""
         first, campaign = len(self.trials), self._campaign
@@ -210,7 +217,7 @@ class SearchModule(LightningModule):
         found = outcome.measurement
         reason = found if isinstance(found, str) else None
         measured = None if isinstance(found, str) else found
-        return Trial(
+        trial = Trial(
             number=number,
             params=proposal.params,
             tailoring=proposal.tailoring,
@@ -225,9 +232,10 @@ class SearchModule(LightningModule):
             samples=outcome.samples,
             fidelity=outcome.samples / self.study.fitness.num_samples,
         )
+        return as_recorded(trial)
 
     def _finish(self, trial: Trial) -> None:
-        if self._journal is not None and trial.number == len(self._journal.trials):
+        if self._journal is not None and self._journal.lacks(trial.number):
             self._journal.append(trial)
         self.trials.append(trial)
         best = self.incumbent
@@ -331,16 +339,20 @@ class SearchModule(LightningModule):
         trials, self.dense, self._recorded = self.trainer.strategy.broadcast((trials, self.dense, self._recorded))
         return trials
 
-    def _recover_work(self, ranks: int) -> tuple[list[Part], dict[str, list[SampleResult]]]:
-        """Return what an interrupted run left of its last batch, and results of candidates that may go on."""
+    def _recover_work(self, ranks: int) -> tuple[list[Part], dict[str, list[SampleResult]], dict[str, int]]:
+        """Return what an interrupted run left: pieces of its last batch, results on samples, and deaths."""
         parts: list[Part] = []
         samples: dict[str, list[SampleResult]] = {}
+        deaths: dict[str, int] = {}
         if self.global_rank == 0:
             folder = self.study.directory
             if self.resume:
                 parts, samples = list(read_pending(folder)), read_samples(folder)
+                deaths = count_deaths(folder)
+            else:
+                drop_deaths(folder)
             drop_pending(folder, ranks if self.resume else 0)
-        return self.trainer.strategy.broadcast((parts, samples))
+        return self.trainer.strategy.broadcast((parts, samples, deaths))
 
     def _measure_dense(self) -> None:
         self.study.observe_dense()

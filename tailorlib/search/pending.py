@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tailorlib.records import RecordError, sound_lines
+from tailorlib.search.kept import KeptLines
 
 if TYPE_CHECKING:
     from tailorlib.search.evaluator import Key, Part
@@ -15,7 +17,7 @@ PREFIX = "pending"
 
 
 class Pending:
-    """One rank's file of pieces, JSON lines, emptied when their trials are in the journal.
+    """One rank's file of pieces, emptied when their trials are in the journal.
 
     Args:
         folder: The run folder; ``None`` to write nothing.
@@ -23,35 +25,30 @@ class Pending:
     """
 
     def __init__(self, folder: Path | None, rank: int) -> None:
-        self._path = None if folder is None else folder / f"{PREFIX}.{rank}.jsonl"
+        self._lines = None if folder is None else KeptLines(folder / f"{PREFIX}.{rank}.jsonl")
         self.known: dict[Key, Part] = {}
         """Pieces of an interrupted batch, by candidate, samples and shard."""
 
     def add(self, part: Part) -> None:
         """Keep a piece: when this returns, it is on disk."""
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(part.to_dict()) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        if self._lines is not None:
+            self._lines.append(part.to_dict())
 
     def clear(self) -> None:
         """Forget all pieces."""
         self.known = {}
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        if self._lines is not None:
+            self._lines.clear()
 
 
 def read_pending(folder: Path) -> Iterator[Part]:
-    """Yield the pieces that all ranks of an interrupted run left; what is torn is left out, and done again."""
+    """Yield the pieces that all ranks of an interrupted run left; what was altered is left out, and done again."""
     from tailorlib.search.evaluator import Part
 
     for path in sorted(folder.glob(f"{PREFIX}.*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                yield Part.from_dict(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
+        for data in sound_lines(path):
+            with suppress(ValueError, TypeError, KeyError, AttributeError, RecordError):
+                yield Part.from_dict(data)
 
 
 def drop_pending(folder: Path, ranks: int) -> None:

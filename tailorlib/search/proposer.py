@@ -96,11 +96,11 @@ class Replay:
     """Recorded trials, handed out again to proposals that match them.
 
     Args:
-        trials: The journal's trials, in order.
+        trials: The journal's trials; one that was lost is made again.
     """
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        self._trials = tuple(trials)
+        self._trials = {trial.number: trial for trial in trials}
         self._warned = False
 
     def lookup(self, number: int, proposal: Proposal | None) -> Trial | None:
@@ -109,9 +109,9 @@ class Replay:
         A record that differs from the proposal (a changed library can propose otherwise) still counts: what was
         measured is true. It is said once.
         """
-        if number >= len(self._trials):
+        trial = self._trials.get(number)
+        if trial is None:
             return None
-        trial = self._trials[number]
         same = proposal is not None and proposal.tailoring.digest == trial.tailoring.digest
         if not same and not self._warned:
             self._warned = True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tailorlib.fitness import SampleResult
+from tailorlib.records import sound_lines
+from tailorlib.search.kept import KeptLines
 
 FILE_NAME = "samples.jsonl"
 
@@ -20,7 +20,7 @@ class SampleStore:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self._path = None if folder is None else folder / FILE_NAME
+        self._lines = None if folder is None else KeptLines(folder / FILE_NAME)
         self.known: dict[str, list[SampleResult]] = {}
         """Results by candidate, of its first samples."""
         self.kept: set[str] = set()
@@ -34,11 +34,8 @@ class SampleStore:
         """Add the results on the next samples: when this returns, they are on disk."""
         start = len(self.get(digest))
         self.known[digest] = [*self.get(digest), *results]
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"digest": digest, "start": start, "results": results}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        if self._lines is not None:
+            self._lines.append({"digest": digest, "start": start, "results": results})
 
     def drop(self, digest: str) -> None:
         """Forget a candidate that is done."""
@@ -46,17 +43,10 @@ class SampleStore:
 
 
 def read_samples(folder: Path) -> dict[str, list[Any]]:
-    """Return what a run kept; a torn line, and what would follow on it, is left out and scored again."""
+    """Return what a run kept; altered lines, and what would follow on them, are left out and scored again."""
     known: dict[str, list[Any]] = {}
-    path = folder / FILE_NAME
-    if not path.is_file():
-        return known
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            data = json.loads(line)
-            digest, start, results = str(data["digest"]), int(data["start"]), list(data["results"])
-        except (ValueError, TypeError, KeyError):
-            continue
-        if start == len(known.get(digest, [])):
+    for data in sound_lines(folder / FILE_NAME):
+        digest, start, results = data.get("digest"), data.get("start"), data.get("results")
+        if isinstance(digest, str) and isinstance(results, list) and start == len(known.get(digest, [])):
             known[digest] = [*known.get(digest, []), *results]
     return known

@@ -51,6 +51,8 @@ class StudySettings:
             in MiB; 0 to keep none.
         host_prefix_cache_mib: The same in the host's memory, for what has no room on an accelerator.
         max_failures: Stop when that many trials in a row fail.
+        max_deaths: A candidate at which a process was killed so many times (for its memory, by a crash, or from
+            outside) is a failed trial when the study is resumed.
         trial_seconds: Time limit of one candidate on one process, in seconds: what takes longer is a failed trial.
             Choose it generously, several times what ``tailor plan`` says: with it, trials depend on the clock.
 
@@ -70,10 +72,19 @@ class StudySettings:
     prefix_cache_mib: int = 1024
     host_prefix_cache_mib: int = 4096
     max_failures: int = 10
+    max_deaths: int = 2
     trial_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        low = {"trials": 1, "seed": 0, "batch_size": 1, "tokens_per_batch": 1, "max_failures": 1, "shards": 1}
+        low = {
+            "trials": 1,
+            "seed": 0,
+            "batch_size": 1,
+            "tokens_per_batch": 1,
+            "max_failures": 1,
+            "max_deaths": 1,
+            "shards": 1,
+        }
         low |= {"prefix_cache_mib": 0, "host_prefix_cache_mib": 0}
         faults = [
             f"study.{k} is at least {v}, got {getattr(self, k)}." for k, v in low.items() if getattr(self, k) < v

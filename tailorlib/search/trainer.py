@@ -21,13 +21,15 @@ from tailorlib.export import CardInfo, export_model
 from tailorlib.export.command import choose, export_verb
 from tailorlib.files import write_text
 from tailorlib.interchange import read_foreign
-from tailorlib.journal import FILE_NAME, Journal, archive, refuse_occupied
+from tailorlib.journal import FILE_NAME, Journal, refuse_occupied
 from tailorlib.models.family import ModelFamily
+from tailorlib.plain_data import error_text
 from tailorlib.plugins import REGISTRIES
 from tailorlib.report.front import draw_front, front_table
 from tailorlib.report.pictures import draw_study
 from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
+from tailorlib.run_lock import archive
 from tailorlib.search.benchmark import run_benchmark
 from tailorlib.search.module import SearchModule
 from tailorlib.search.plan import plan_table
@@ -87,7 +89,7 @@ class TailorTrainer(Trainer):
             model.end_session("stopped by a signal")
             raise
         except Exception as error:
-            model.end_session(f"{type(error).__name__}: {error}")
+            model.end_session(f"{type(error).__name__}: {error_text(error)}")
             raise
         finally:
             model.close()  # Lightning skips teardown when a trial ends the study

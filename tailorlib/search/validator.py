@@ -10,6 +10,7 @@ from tailorlib.console import say
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError
 from tailorlib.fitness import Measurement
+from tailorlib.search.deaths import Deaths
 from tailorlib.search.evaluator import Evaluator
 from tailorlib.search.study import Study
 from tailorlib.trial import Trial
@@ -23,15 +24,19 @@ class Validator:
         engine: Its engine.
         rank: Number of this process.
         ranks: Number of processes.
+        deaths: Knows which candidates killed their process; by default there are none.
     """
 
-    def __init__(self, study: Study, engine: Engine, *, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, study: Study, engine: Engine, *, rank: int = 0, ranks: int = 1, deaths: Deaths | None = None
+    ) -> None:
         self.settings = study.validation
         self._evaluator: Evaluator | None = None
         self._next = 0
         self._validated: set[int] = set()
         if self.settings.fitness is not None:
-            self._evaluator = Evaluator(study, engine, rank=rank, ranks=ranks, fitness=self.settings.fitness)
+            fitness = self.settings.fitness
+            self._evaluator = Evaluator(study, engine, rank=rank, ranks=ranks, fitness=fitness, deaths=deaths)
             self.settings.fitness.set_reference(self._evaluator.measure(study.dense))
 
     def due(self, best: Trial | None, trials: int, *, last: bool) -> Trial | None:

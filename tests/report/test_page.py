@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -203,8 +202,9 @@ def test_a_broken_file_beside_the_journal_is_told(
 def test_thousands_of_trials_make_no_large_page(make_run: MakeRun, trials: tuple[Trial, ...]) -> None:
     many = [replace(trials[3], number=i, fitness=0.3 + (i * 37 % 1000) / 5000) for i in range(3000)]
     folder = make_run("x", [])
-    with (folder / "journal.jsonl").open("a") as journal:  # at once: each append waits for the disk
-        journal.writelines(json.dumps({"kind": "trial", **t.to_dict()}) + "\n" for t in many)
+    journal = Journal.read(folder)
+    journal.trials = many
+    journal.path.write_bytes(b"".join(line + b"\n" for line in journal.lines()))  # an append waits for the disk
     text, page = page_of(folder)
     assert len(text) < 1_000_000
     assert "The 15 best and the 15 last trials; 2970 more are left out." in text

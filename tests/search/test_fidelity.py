@@ -260,7 +260,7 @@ def test_torn_sample_files_give_what_is_whole(tmp_path: Path) -> None:
         assert found.get("a", []) in ([], [1.0, [2.0, True]], [1.0, [2.0, True], 3.0])
         assert set(found) <= {"a", "b"}
     lines = whole.splitlines(keepends=True)
-    path.write_bytes(lines[2] + lines[1])  # the first results of a are lost: the later ones hang in the air
+    path.write_bytes(lines[1] + lines[2])  # the first results of a are lost: the later ones hang in the air
     assert read_samples(tmp_path) == {"b": [5]}
     store.drop("a")
     assert store.known == {"b": [5]}
