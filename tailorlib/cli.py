@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0, or 2 for a mistake of the user, said in one message.
+        0, or what the verb returns, or 2 for a mistake of the user, said in one message.
     """
     with speaking(list(sys.argv[1:] if argv is None else argv)) as args:
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = True
         try:
             with staying():
-                _run(args)
+                status = _run(args)
             failed = False
         except (TailorError, ArgumentError) as error:
             tell_error(error, clean_message(str(error)) if isinstance(error, ArgumentError) else str(error))
             return 2
         finally:
             _finish_tracking(failed=failed)
-    return 0
+    return status
 
 
 def _finish_tracking(*, failed: bool) -> None:
@@ -61,21 +61,21 @@ def _finish_tracking(*, failed: bool) -> None:
         wandb.finish(exit_code=int(failed))
 
 
-def _run(args: list[str]) -> None:
+def _run(args: list[str]) -> int:
     if args[:1] and args[0] in LIGHT:
-        run_light(args[0], args[1:])
-        return
+        return run_light(args[0], args[1:])
     quieten()
     if args and args[0] in _MAKE_TENSORS:
         keep_freed_memory()
     if args[:1] == ["export"] and not {"--help", "-h"} & set(args) and export_command(args[1:]):
-        return
+        return 0
     args = _expand_run(_expand_plugins(args))
     _load_plugins(args)
     _check_files(args)
     from tailorlib.lightning_cli import TailorCLI  # Lightning takes seconds to import: an export needs none
 
     TailorCLI(args or ["--help"])
+    return 0
 
 
 def _expand_plugins(args: list[str]) -> list[str]:

@@ -140,6 +140,7 @@ def _in_order(found: Checked, lines: list[RawLine], header: JournalHeader) -> li
     if header.format != FORMAT_VERSION:  # nothing says where its lines belong: they stay where they are
         return [(0, line) for line in lines[1:]]
     sound: dict[int, RawLine] = {}
+    expected, bad = 2, 0  # the next line's number, and how many damaged lines stand where it belongs
     for place, line in enumerate(lines, start=1):
         try:
             number, data = line.data()
@@ -154,9 +155,12 @@ def _in_order(found: Checked, lines: list[RawLine], header: JournalHeader) -> li
         except RecordError as error:
             if place > 1:  # the header's fault was told
                 found.faults.append(f"line {place}: {error}")
+                bad += 1
             continue
-        if number != place:
-            found.faults.append(f"line {place}: it is line {number}")
+        if not expected <= number <= expected + bad:
+            found.faults.append(f"line {place}: it is line {number}, and {expected} belongs there")
+        lost = data.get("lines", 1) if data.get("kind") == "lost" else 1
+        expected, bad = max(expected, number + (lost if type(lost) is int else 1)), 0
         sound[number] = line
     return sorted(sound.items())
 
@@ -192,5 +196,5 @@ def _compare_rescued(found: Checked, directory: Path) -> None:
         found.remarks.append(f"{RESCUED_NAME} holds nothing that {FILE_NAME} lacks; it can be deleted")
     else:
         found.remarks.append(
-            f"{RESCUED_NAME} and {FILE_NAME} hold different trials: two processes worked here; keep the one you want"
+            f"{RESCUED_NAME} and {FILE_NAME} hold different trials, of two processes; keep the one you want"
         )

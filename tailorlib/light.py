@@ -27,32 +27,34 @@ def main(argv: Sequence[str]) -> int:
     """Run ``tailor VERB ...``.
 
     Returns:
-        0, or 2 for a mistake of the user, said in one message.
+        0, or what the verb returns, or 2 for a mistake of the user, said in one message.
     """
     with speaking(argv) as args:
         try:
-            run_light(args[0], args[1:])
+            return run_light(args[0], args[1:])
         except (TailorError, ArgumentError) as error:
             tell_error(error, str(error))
             return 2
-    return 0
 
 
-def run_light(verb: str, args: Sequence[str]) -> None:
+def run_light(verb: str, args: Sequence[str]) -> int:
     """Run a verb.
+
+    Returns:
+        What it returns; 0 if it returns nothing.
 
     Raises:
         TailorError: For a mistake of the user.
         ArgumentError: If an argument is missing, unknown or of the wrong type.
     """
     parser, function = light_parser(verb)
-    function(**parser.parse_args(list(args)).as_dict())
+    return function(**parser.parse_args(list(args)).as_dict()) or 0
 
 
-def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., None]]:
+def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., int | None]]:
     """Return the parser of a verb, and its function."""
     module, _, name = LIGHT[verb].partition(":")
-    function: Callable[..., None] = getattr(import_module(module), name)
+    function: Callable[..., int | None] = getattr(import_module(module), name)
     told = parse_docstring(inspect.getdoc(function) or "")
     parser = ArgumentParser(exit_on_error=False, prog=f"tailor {verb}", description=told.short_description)
     helps = {parameter.arg_name: parameter.description for parameter in told.params}
@@ -67,6 +69,10 @@ def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., None]]:
         name, first = next(iter(parameters.items()))
         parser.add_argument(name, nargs="?", type=first.annotation, default=first.default, help=helps.get(name))
         several.append(name)
+    for name, parameter in parameters.items():
+        if parameter.default is False:
+            parser.add_argument(f"--{name}", action="store_true", help=helps.get(name))
+            several.append(name)
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
     for name in lists:  # jsonargparse wants a list in brackets; a shell gives names
         parser.add_argument(name, nargs="+", type=str, help=helps.get(name))

@@ -165,7 +165,20 @@ def commands() -> str:
     return "\n\n".join(line for line in lines if line)
 
 
-ORDER = ("init", "plan", "search", "list", "show", "diff", "report", "evaluate", "export", "import", "plugins")
+ORDER = (
+    "init",
+    "plan",
+    "search",
+    "list",
+    "show",
+    "diff",
+    "report",
+    "check",
+    "evaluate",
+    "export",
+    "import",
+    "plugins",
+)
 """Verbs in the order in which a study needs them."""
 TOLD = {
     "plan": "tailor plan --config RECIPE [OPTIONS]",

@@ -48,7 +48,11 @@ def check(run: str, repair: bool = False) -> int:
     if repair:
         mended = [checked for checked in damaged if _repair(folder, checked)]
     elif damaged and at_work is None:
-        say(Text(f"Keep what is sound: tailor check {clean(run)} --repair. What is lost is made again at --resume."))
+        say(
+            Text(
+                f"Keep what is sound: tailor check {clean(run)} --repair. What is lost is made again at --resume."
+            )
+        )
     left = [str(c.path.name) for c in damaged if c not in mended] + list(texts)
     emit(
         "check",
