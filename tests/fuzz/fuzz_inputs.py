@@ -103,11 +103,6 @@ def as_safetensors(data: Any) -> bytes:
     return struct.pack("<Q", len(text)) + text + b"\1" * 24
 
 
-def as_lines(data: Any) -> bytes:
-    """Write the entries of a list as lines of JSON."""
-    return b"".join(as_json(line) + b"\n" for line in (data if isinstance(data, list) else [data]))
-
-
 def inputs(documents: Sequence[Any], dump: Dump, more: Sequence[bytes] = ()) -> st.SearchStrategy[bytes]:
     """Return a strategy of files.
 

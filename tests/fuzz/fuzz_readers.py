@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fuzz_inputs import BOMB, MERGE_BOMB, Repair, as_json, as_lines, as_safetensors, as_yaml, inputs, with_length
+from fuzz_inputs import BOMB, MERGE_BOMB, Repair, as_json, as_safetensors, as_yaml, inputs, with_length
 from hypothesis import strategies as st
 
 from tailorlib.exceptions import RecipeError, TailorError
@@ -22,6 +23,7 @@ from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.checkpoint import INDEX, SINGLE, SafetensorsCheckpoint
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import check_recipe, read_recipe
+from tailorlib.records import encode
 from tailorlib.search_space import FamilyLayout
 from tailorlib.tailoring import BASE, LayerPlan, LayerSource, PartPlan, Tailoring
 from tailorlib.trial import Trial
@@ -211,12 +213,12 @@ def _licences(content: bytes, folder: Path) -> str:
 
 def _journal_lines() -> tuple[Any, ...]:
     layout = FamilyLayout(("a", "b"), 3, ("full_attention",) * 3, ("attention", "mlp"))
-    header = JournalHeader({"family": {"base": "b"}}, {"tailorlib": "1"}, layout, 1234, (10, 10, 10))
+    header = JournalHeader({"family": {"base": "b"}}, {"tailorlib": "1"}, layout, 1234, (10, 10, 10), study="s")
     measured = {"score": 0.5, "metrics": {"m": 1.0}, "chance": {"m": 0.0}, "parts": {}}
     assert Measurement(**measured)
     trials = [
-        Trial(i, {"x": 0.5, "y": (1, 2)}, TAILORING, "complete" if i else "failed", 0.5 if i else None).to_dict()
-        for i in range(2)
+        Trial(0, {"x": 0.5, "y": (1, 2)}, TAILORING, "complete", 0.5).to_dict(),
+        Trial(1, {"x": 0.5, "y": (1, 2)}, TAILORING, "failed", None, reason="r").to_dict(),
     ]
     lines = [
         {"kind": "header", **header.to_dict()},
@@ -226,7 +228,19 @@ def _journal_lines() -> tuple[Any, ...]:
         {"kind": "validation", "trial": 0, **measured},
         {"kind": "session_end", "how": "done", "time": "2026-01-01T00:00:00", "trials": 2},
     ]
-    return (json.loads(json.dumps(lines)),)
+    return ([{**line, "study": "s"} for line in json.loads(json.dumps(lines))],)
+
+
+def _as_journal(data: Any) -> bytes:
+    lines = enumerate(data if isinstance(data, list) else [data], start=1)
+    return b"".join((encode(line, i) if isinstance(line, dict) else as_json(line)) + b"\n" for i, line in lines)
+
+
+def _with_sums(content: bytes) -> bytes:
+    """Return a journal whose lines have the checksums that they should have."""
+    bodies = (line.rpartition(b',"sum":"')[0] + b"}" for line in content.split(b"\n"))
+    sums = ((body, hashlib.blake2b(body, digest_size=8).hexdigest().encode()) for body in bodies)
+    return b"\n".join(b'%s,"sum":"%s"}' % (body[:-1], found) if body != b"}" else b"" for body, found in sums)
 
 
 def _front_matter(data: Any) -> bytes:
@@ -257,7 +271,7 @@ READERS = {
     "genotype": Reader(lambda: (_GENOTYPE,), as_json, _genotype),
     "header": Reader(lambda: (_HEADER,), as_safetensors, _header, repair=with_length),
     "index": Reader(lambda: ({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}},), as_json, _index),
-    "journal": Reader(_journal_lines, as_lines, _journal),
+    "journal": Reader(_journal_lines, _as_journal, _journal, repair=_with_sums),
     "licences": Reader(
         lambda: ({"license": "mit", "license_name": ["x"], "tags": ["a"]},), _front_matter, _licences, _BOMBS
     ),

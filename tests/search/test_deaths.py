@@ -56,7 +56,6 @@ def test_a_candidate_that_kills_its_process_twice_is_a_failed_trial(
     argv = ["search", "--config", write(recipe)]
     assert main([*argv, "--study.directory", str(tmp_path / "whole")]) == 0
     expected = read_trials(tmp_path / "whole")[1]
-    victim = (expected[3].metrics and expected[3]) or expected[3]
     deadly.write_text(repr(expected[3].fitness))
     assert [in_a_process(lambda: main(argv)) for _ in range(3)] == [-signal.SIGKILL, -signal.SIGKILL, 0]
     trials = read_trials(tmp_path / "run")[1]
