@@ -37,7 +37,7 @@ test: $(INSTALLED) ## Run the tests, offline
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(MODEL_INSTALLED) ## Run the tests that take minutes, the quickstart among them
-	$(BIN)/python -m pytest -m slow $(ARGS) || [ $$? -eq 5 ] # 5: there is none
+	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS) || [ $$? -eq 5 ] # 5: there is none
 
 lint: $(INSTALLED) ## Check style and formatting with ruff
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -18,6 +19,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from tailorlib import registry
 from tailorlib.cli import main
 from tailorlib.journal import FILE_NAME, read_trials
 from tailorlib.testing.tiny import write_tiny_family
@@ -58,7 +60,15 @@ def tell(argv: Sequence[str], folder: Path) -> Told:
         except Exception:
             traceback.print_exc()
             code = 70
+    _forget_plugins()
     return Told(code, shown.getvalue())
+
+
+def _forget_plugins() -> None:
+    """Forget files that a command named as plugins, as the end of its process would."""
+    registry._named_modules.clear()
+    for name in [name for name in sys.modules if name.startswith("tailorlib_local_")]:
+        del sys.modules[name]
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,12 @@ def _after(spend: Callable[[], None], real: Callable[..., Any]) -> Callable[...,
 Fault = AtWrite | FullDisk | SizeLimit
 
 
-def _command(argv: Sequence[str], folder: str, log: str, fault: Fault | None) -> None:
+def _command(
+    argv: Sequence[str], folder: str, log: str, fault: Fault | None, variables: Mapping[str, str]
+) -> None:
     import torch
+
+    os.environ.update(variables)  # those of the server are from when it began
 
     os.setpgrp()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -170,7 +174,7 @@ def run(
     """
     log = folder / "output.txt"
     log.unlink(missing_ok=True)
-    process = context().Process(target=_command, args=(list(argv), str(folder), str(log), fault))
+    process = context().Process(target=_command, args=(list(argv), str(folder), str(log), fault, dict(os.environ)))
     process.start()
     if after is not None:
         process.join(after)
