@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tailorlib.exceptions import ModelError, PluginError
+from tailorlib.exceptions import ModelError, PluginError, shown
 from tailorlib.tailoring import LayerPlan
 
 FULL_ATTENTION = "full_attention"
@@ -242,26 +242,34 @@ def register_architecture(architecture: Architecture) -> None:
         )
 
 
+def architecture_named(model_type: object) -> Architecture:
+    """Return the row of a model type.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise ModelError(
+            f"tailorlib cuts models of the types {', '.join(sorted(ARCHITECTURES))}; got {shown(model_type)}. "
+            "To add it, say where its layers, embeddings, norm and head live, and which of its config "
+            "entries are lists per layer: a file given with --plugins calls "
+            "register_architecture(Architecture(...)), both of tailorlib.models.architecture."
+        )
+    return ARCHITECTURES[model_type]
+
+
 def architecture_of(config: Any) -> Architecture:
     """Return the architecture of a transformers config.
 
     Raises:
         ModelError: If its ``model_type`` is not understood, or it sets an entry that makes layers depend on depth.
     """
-    model_type = getattr(config, "model_type", None)
-    if model_type not in ARCHITECTURES:
-        raise ModelError(
-            f"tailorlib cuts models of the types {', '.join(sorted(ARCHITECTURES))}; got {model_type!r}. To add "
-            "it, say where its layers, embeddings, norm and head live, and which of its config entries are lists "
-            "per layer: a file given with --plugins calls register_architecture(Architecture(...)), both of "
-            "tailorlib.models.architecture."
-        )
-    architecture = ARCHITECTURES[model_type]
+    architecture = architecture_named(getattr(config, "model_type", None))
     found = [name for name in architecture.forbidden if getattr(config, name, None)]
     if found:
         raise ModelError(
             f"A layer that moves computes the same; with {', '.join(found)} set, a layer of "
-            f"{model_type!r} depends on its depth. Use a model without."
+            f"{architecture.model_type!r} depends on its depth. Use a model without."
         )
     return architecture
 

@@ -30,6 +30,13 @@ DTYPES: Mapping[str, torch.dtype] = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    # of quantised weights: they are named as that, and refused
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 """The data types of the safetensors format that tailorlib reads and writes."""
 _WIDTHS = {name: dtype.itemsize for name, dtype in DTYPES.items()}

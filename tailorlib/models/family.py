@@ -14,13 +14,14 @@ from tailorlib.exceptions import ModelError, RecipeError, did_you_mean, shown
 from tailorlib.models.architecture import Architecture, layer_kinds
 from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint
-from tailorlib.models.opening import note_on, open_base, open_candidate
+from tailorlib.models.opening import Opened, note_on, open_base, open_candidate, with_own_head
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
 from tailorlib.models.quantization import QUANTIZATIONS, QuantizationName
 from tailorlib.models.shared import SharedTensors, folder_digest
 from tailorlib.models.source import ModelSource
 from tailorlib.models.statistics import LayerStatistics
 from tailorlib.models.stitching import Stitcher
+from tailorlib.models.tying import with_head
 from tailorlib.operation import MergeOperation, Statistic
 from tailorlib.plain_data import safe_text
 from tailorlib.registry import Registry
@@ -77,6 +78,7 @@ class ModelFamily:
         self._required: set[Statistic] = set()
         self._statistics: LayerStatistics | None = None
         self._checkpoints: dict[str, Checkpoint] = {}
+        self._opened: dict[str, Opened] = {}
         self._sources_found: dict[str, ModelSource] = {}
         self._references: dict[str, str] = {}
         self._config: Any = None
@@ -115,16 +117,21 @@ class ModelFamily:
             opened = open_base(base, trusted=self._trusts(BASE))
         except ModelError as error:
             raise RecipeError([*faults, f"base: {error}"]) from error
-        sources, checkpoints = {BASE: opened.source}, {BASE: opened.checkpoint}
+        found: dict[str, Opened] = {}
         for name, reference in candidates.items():
             try:
-                found = open_candidate(opened, name, reference, trusted=self._trusts(name))
+                found[name] = open_candidate(opened, name, reference, trusted=self._trusts(name))
             except ModelError as error:
                 faults.append(f"candidate {name!r}: {error}")
-            else:
-                sources[name], checkpoints[name] = found
         if faults:
             raise RecipeError(faults)
+        checkpoints = {name: candidate.checkpoint for name, candidate in found.items()}
+        if opened.config.tie_word_embeddings and any(candidate.own_head for candidate in found.values()):
+            opened = with_own_head(opened)
+            checkpoints = {name: with_head(c, opened.architecture) for name, c in checkpoints.items()}
+        checkpoints = {BASE: opened.checkpoint, **checkpoints}
+        sources = {BASE: opened.source, **{name: candidate.source for name, candidate in found.items()}}
+        self._opened = found
         self._sources_found, self._checkpoints, self._config = sources, checkpoints, opened.config
         self._kinds = layer_kinds(opened.config)
         self._assembly = Assembly(opened.architecture, checkpoints, opened.layer_suffixes, opened.outer)

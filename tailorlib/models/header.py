@@ -46,7 +46,10 @@ def parse_header(
     for name, entry in header.items():
         dtype, shape, (begin, end) = _fields(name, entry)
         if dtype not in widths:
-            raise ValueError(f"tensor {shown(name)} has the data type {shown(dtype)}, which tailorlib can't merge")
+            raise ValueError(
+                f"tensor {shown(name)} has the data type {shown(dtype)}, which is one of quantised weights "
+                "or unknown, and which tailorlib can't merge"
+            )
         if len(shape) > _MAX_RANK or (0 in shape and prod(d or 1 for d in shape) >= 2**63):
             raise ValueError(f"tensor {shown(name)} has the shape {shown(shape)}, which PyTorch can't hold")
         needed = prod(shape) * widths[dtype]

@@ -296,7 +296,8 @@ class Stitcher:
         if key not in self._outer:
             first = next(m for m, c in self.assembly.checkpoints.items() if c.origin(stored) == origin)
             self._outer[key] = owner, self._outer_part(first, name, seed)
-        return self._outer[key][1].tensors[name]
+        (tensor,) = self._outer[key][1].tensors.values()  # a head that is the embeddings has their name
+        return tensor
 
     def _outer_part(self, model: str, name: str, seed: int) -> LayerModules:
         stored = self.assembly.architecture.stored_name(name)

@@ -116,12 +116,12 @@ def align(base: Member, candidate: Member, architecture: Architecture) -> tuple[
 
     Args:
         base: The base model.
-        candidate: The candidate, of the same architecture.
+        candidate: The candidate, of the same architecture. If it has a head of its own, the base has one too.
         architecture: Where the parts of both live.
 
     Raises:
-        ModelError: If the candidate has a head of its own and the base has none, or its vocabulary can't be
-            matched: it has other rows and no tokenizer, or too few of the base's tokens.
+        ModelError: If its vocabulary can't be matched: it has other rows and no tokenizer, or too few of the
+            base's tokens.
     """
     embeddings, *heads = _by_token(architecture, base.config)
     names = {} if _same_head(base, candidate, heads) else {heads[0]: embeddings}
@@ -173,15 +173,7 @@ def _by_token(architecture: Architecture, config: Any) -> tuple[str, ...]:
 
 def _same_head(base: Member, candidate: Member, heads: list[str]) -> bool:
     """Say whether both have a head of their own, or both have none."""
-    if candidate.config.tie_word_embeddings:
-        # transformers takes a stored head for the model's own, whatever the config says
-        return not heads or heads[0] in candidate.checkpoint
-    if not heads:
-        raise ModelError(
-            "The base's embeddings are its head; the candidate has a head of its own, which would be lost "
-            "(tie_word_embeddings False). If its two are equal, set tie_word_embeddings to true in its config."
-        )
-    return True
+    return bool(candidate.config.tie_word_embeddings) == (not heads)
 
 
 def _size(candidate: Member, names: Iterable[str]) -> int:

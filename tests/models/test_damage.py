@@ -73,7 +73,7 @@ HEADERS = [
     ({"__metadata__": None, **entry()}, "__metadata__ maps names to texts, and is None"),
     ({"a": [1, 2]}, "tensor 'a' is described by [1, 2]"),
     (entry(dtype=16), "dtype of tensor 'a' is 16"),
-    (entry(dtype="F8_E4M3"), "tensor 'a' has the data type 'F8_E4M3', which tailorlib can't merge"),
+    (entry(dtype="F4"), "tensor 'a' has the data type 'F4', which is one of quantised weights or unknown"),
     (entry(shape=4), "shape of tensor 'a' is 4"),
     (entry(shape=[2.0, 2]), "shape of tensor 'a' is [2.0, 2]"),
     (entry(shape=[True, 4]), "shape of tensor 'a' is [True, 4]"),

@@ -390,9 +390,16 @@ def refusal(base, candidate):
     return str(caught.value)
 
 
-def test_a_head_that_would_be_lost_is_refused(case_family, folders):
+def test_a_head_of_a_candidate_s_own_is_kept_where_the_base_has_none(case_family, folders, caplog):
     tied = case_family("llama-tied")._sources_found["base"].folder
-    assert "head of its own, which would be lost (tie_word_embeddings False)" in refusal(tied, folders["a"])
+    with caplog.at_level(logging.WARNING, logger="tailorlib"):
+        family = family_of(tied, {"a": folders["a"]})
+    assert "every tailored model gets a head of its own" in caplog.text
+    batch = torch.randint(TOKENS, (2, 20), generator=generator(3))
+    with torch.inference_mode():
+        for name, folder in (("a", folders["a"]), ("base", tied)):
+            expected = AutoModelForCausalLM.from_pretrained(folder).eval()(batch).logits
+            assert torch.equal(family.stitch(Tailoring.whole(name, LAYERS))(batch).logits, expected)
 
 
 # what can't be matched
@@ -426,7 +433,7 @@ def test_sizes_that_contradict_each_other_are_refused(folders, tmp_path):
     save_file({**tensors, HEAD: tensors[HEAD][:100].clone()}, candidate / "model.safetensors")
     assert "lm_head.weight: 100, vocab_size in its config: 320" in refusal(folders["base"], candidate)
     candidate = with_rows(tmp_path / "b", folders["a"], range(TOKENS), vocab_size=999)
-    assert "vocab_size in its config: 999" in refusal(folders["base"], candidate)
+    assert "vocab_size is 999, and the largest dimension of a tensor is 320" in refusal(folders["base"], candidate)
 
 
 NO_TOKENIZERS = [
