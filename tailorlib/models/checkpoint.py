@@ -129,6 +129,24 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     }
 
 
+def shards_of(folder: Path) -> dict[str, list[str]]:
+    """Return the names of the tensors in each shard that a folder's index lists.
+
+    Raises:
+        ModelError: If the index can't be read, or names a file outside the folder.
+    """
+    index = folder / INDEX
+    by_file: dict[str, list[str]] = {}
+    try:
+        if index.stat().st_size > MAX_HEADER:
+            raise ValueError(f"it has more than {MAX_HEADER} bytes")
+        for name, file in parse_index(index.read_bytes()).items():
+            by_file.setdefault(file, []).append(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The index {str(index)!r} can't be read: {error}. Fetch it again.") from error
+    return by_file
+
+
 class SafetensorsCheckpoint(Checkpoint):
     """A folder's ``model.safetensors``, or the shards that ``model.safetensors.index.json`` lists.
 
@@ -223,15 +241,7 @@ class SafetensorsCheckpoint(Checkpoint):
         raise ModelError(f"{str(self.folder)!r} has neither {SINGLE} nor {INDEX}. Give a folder with a model.")
 
     def _read_shards(self) -> dict[str, TensorInfo]:
-        index = self.folder / INDEX
-        try:
-            if index.stat().st_size > MAX_HEADER:
-                raise ValueError(f"it has more than {MAX_HEADER} bytes")
-            by_file: dict[str, list[str]] = {}
-            for name, file in parse_index(index.read_bytes()).items():
-                by_file.setdefault(file, []).append(name)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"The index {str(index)!r} can't be read: {error}. Fetch it again.") from error
+        by_file = shards_of(self.folder)
         info: dict[str, TensorInfo] = {}
         for file, names in sorted(by_file.items()):
             if not (self.folder / file).is_file():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,23 @@ from tailorlib.models import adapter, checkpoint
 from tailorlib.models.cache import sha256_of
 from tailorlib.models.gguf import converted
 
-HUB_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
-"""What is fetched of a model on the hub: weights, configs and tokenizer; no pickles, no other formats."""
-CODE_PATTERNS = ("*.py", "*.tiktoken")
+_DESCRIPTION = (
+    *("config.json", "generation_config.json", adapter.CONFIG, checkpoint.INDEX, "README.md"),
+    *("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING", "COPYING.txt"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json"),
+    "additional_chat_templates/*.jinja",
+)
+HUB_PATTERNS = (*_DESCRIPTION, checkpoint.SINGLE, "model-?????-of-?????.safetensors", adapter.WEIGHTS)
+"""What may be fetched of a model on the hub: weights, configs, licence and tokenizer at the top of the repository;
+no pickles, and not the same weights in another form or from another step of the training."""
+CODE_PATTERNS = ("*.py", "*.tiktoken", "*.json", "*.txt", "*.model")
 """What is fetched beside these of a model whose own code may be run: the code, and what its tokenizer may read."""
+_ELSEWHERE = tuple(f"*/{pattern}" for pattern in CODE_PATTERNS)
+"""The same in folders of the repository, which is not fetched: ``*`` also stands for a slash."""
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_WILD = re.compile(r"[*?[]")
 _CHECKSUM = re.compile(r"^sha256=[0-9a-fA-F]{64}$")
 
 
@@ -75,7 +87,7 @@ def resolve(reference: str, *, trust_remote_code: bool = False) -> ModelSource:
             raise ModelError(checkpoint.refused_pickle(what))
         raise ModelError(f"A model is given by its folder; {what}. Name the folder that it lies in.")
     if not folder.is_dir():
-        folder = _fetch(location, (*HUB_PATTERNS, *CODE_PATTERNS) if trust_remote_code else HUB_PATTERNS)
+        folder = _fetch(location, trust_remote_code)
     source = ModelSource(folder, (folder / adapter.CONFIG).is_file(), trust_remote_code)
     if expected:
         weights = folder / (adapter.WEIGHTS if source.is_adapter else checkpoint.SINGLE)
@@ -129,20 +141,49 @@ def _package_file(location: str) -> Path:
     return found
 
 
-def _fetch(location: str, patterns: Sequence[str]) -> Path:
+def _fetch(location: str, with_code: bool) -> Path:
     if not _HUB_ID.match(location) or location.startswith("."):
         raise ModelError(
             f"A model is a folder, a .gguf file, 'package:NAME/FILE.gguf' or a hub id 'organisation/name'; there "
             f"is no folder {location!r}."
         )
-    from huggingface_hub import snapshot_download
-
     name, _, revision = location.partition("@")
+    described = (*_DESCRIPTION, *CODE_PATTERNS) if with_code else _DESCRIPTION
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+        folder = _snapshot(name, revision, described)
+        if _COMMIT.match(folder.name):  # the weights are of the same commit as their index
+            revision = folder.name
+        for files in _weights(folder):
+            folder = _snapshot(name, revision, files)
+    except ModelError:
+        raise
     except Exception as error:  # the hub's client raises many kinds, of several libraries
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"There is no folder {location!r}, and fetching it from the hub failed: "
             f"{type(error).__name__}: {reason}"
         ) from error
+    return folder
+
+
+def _snapshot(name: str, revision: str, patterns: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            name, revision=revision or None, allow_patterns=list(patterns), ignore_patterns=list(_ELSEWHERE)
+        )
+    )
+
+
+def _weights(folder: Path) -> Iterator[Sequence[str]]:
+    """Yield the names of the files with weights to fetch, given a folder with what else the repository has.
+
+    They are those that are read: an adapter's, or the one file with all tensors, or else the shards of the index.
+    """
+    if (folder / adapter.CONFIG).is_file():
+        yield (adapter.WEIGHTS,)
+        return
+    yield (checkpoint.SINGLE,)
+    if not (folder / checkpoint.SINGLE).is_file() and (folder / checkpoint.INDEX).is_file():
+        yield [_WILD.sub(r"[\g<0>]", file) for file in checkpoint.shards_of(folder)]

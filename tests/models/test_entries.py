@@ -111,7 +111,10 @@ def test_a_number_of_layers_that_the_weights_have_not(models, tmp_path, value):
 def test_an_entry_that_makes_no_sense(models, tmp_path, kind, name, value):
     bad = with_entries(models[kind], tmp_path / "bad", {name: value})
     fault(bad)
-    if name not in ("rope_parameters", "num_local_experts"):  # a candidate's layers run with the base's, which is told
+    if name not in (
+        "rope_parameters",
+        "num_local_experts",
+    ):  # told: the base's count
         fault(models[kind], a=bad)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import sys
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from model_cases import CPU
 
 from tailorlib.exceptions import ModelError
@@ -110,17 +113,101 @@ def test_a_misspelt_path_is_not_taken_for_a_hub_id(tmp_path):
         resolve("gone.gguf")
 
 
-def test_the_hub_is_asked_for_weights_configs_and_tokenizer_only(monkeypatch, folders):
-    asked = {}
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+BESIDE = {
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md", "LICENSE"),
+    *("tokenizer.model", "chat_template.jinja", "additional_chat_templates/tool.jinja"),
+}
+USELESS = {
+    *("consolidated.safetensors", "consolidated.00.pth", "original/model.safetensors", "original/tokenizer.model"),
+    *("checkpoint-500/model.safetensors", "checkpoint-500/adapter_model.safetensors", "model.fp16.safetensors"),
+    *("model-00001-of-00002.fp16.safetensors", "onnx/model.onnx", "onnx/config.json", "pytorch_model.bin"),
+    *("model.Q4_K_M.gguf", "flax_model.msgpack", "trainer_state.json", "training_args.bin", "modeling.py"),
+}
+REPOSITORIES = {
+    "one file": {"model.safetensors"},
+    "shards": {"model.safetensors.index.json", *SHARDS},
+    "shards of other names": {"model.safetensors.index.json", "weights[1].safetensors", "part/b.safetensors"},
+    "adapter": {"adapter_config.json", "adapter_model.safetensors"},
+    "pickles": set(),
+}
+"""The files that are read, by kind of repository."""
 
-    def snapshot_download(name, **settings):
-        asked.update(settings, name=name)
-        return str(folders["a"])
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Return a function that puts files in a repository, and a list of what was asked of it."""
+    repository, cache, asked = {}, tmp_path / "snapshots" / ("a" * 40), []
+
+    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
+        asked.append((name, revision))
+        wanted = filter_repo_objects(
+            sorted(repository), allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        for file in wanted:
+            (cache / file).parent.mkdir(parents=True, exist_ok=True)
+            (cache / file).write_text(repository[file])
+        return str(cache)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert source.resolve("some-org/some-model@v1.0").folder == folders["a"]
-    assert (asked["name"], asked["revision"]) == ("some-org/some-model", "v1.0")
-    assert not any("bin" in pattern or "gguf" in pattern for pattern in asked["allow_patterns"])
+    return repository, cache, asked
+
+
+def fetched(cache):
+    return {file.relative_to(cache).as_posix() for file in cache.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("kind", REPOSITORIES)
+def test_only_the_files_that_are_read_are_fetched(hub, kind):
+    repository, cache, asked = hub
+    index = json.dumps({"weight_map": {n: n for n in REPOSITORIES[kind] if n.endswith(".safetensors")}})
+    repository |= dict.fromkeys({*REPOSITORIES[kind], *BESIDE, *USELESS}, index)
+    found = source.resolve("some-org/some-model@v1.0")
+    assert (found.folder, found.is_adapter) == (cache, kind == "adapter")
+    assert fetched(cache) == REPOSITORIES[kind] | BESIDE
+    assert asked[0] == ("some-org/some-model", "v1.0")
+    assert set(asked[1:]) == {("some-org/some-model", "a" * 40)}  # weights and index are of one commit
+
+
+def test_of_one_file_and_shards_the_file_is_fetched_that_is_read(hub):
+    repository, cache, _ = hub
+    index = json.dumps({"weight_map": {name: name for name in SHARDS}})
+    files = ("config.json", "model.safetensors", "model.safetensors.index.json")
+    repository |= dict.fromkeys((*files, *SHARDS), index)
+    source.resolve("some-org/some-model")
+    assert fetched(cache) == set(files)
+
+
+def test_code_beside_a_trusted_model_is_fetched_and_none_from_its_folders(hub):
+    repository, cache, _ = hub
+    own = {"config.json", "modeling.py", "vocab.tiktoken", "model.safetensors"}
+    repository |= dict.fromkeys({*own, "onnx/x.py", "checkpoint-1/trainer_state.json"}, "{}")
+    source.resolve("some-org/some-model", trust_remote_code=True)
+    assert fetched(cache) == own
+
+
+def test_an_index_that_leads_outside_is_refused_before_more_is_fetched(hub):
+    repository, _, asked = hub
+    repository["model.safetensors.index.json"] = '{"weight_map": {"a": "../x.safetensors"}}'
+    with pytest.raises(ModelError, match="a shard lies in the index's own folder"):
+        source.resolve("some-org/some-model")
+    assert len(asked) == 2
+
+
+def test_the_patterns_fetch_no_weights_twice():
+    files = {*BESIDE, *USELESS, *SHARDS, "model.safetensors.index.json"}
+    assert set(filter_repo_objects(files, allow_patterns=list(source.HUB_PATTERNS))) == files - USELESS
+
+
+def test_a_filled_cache_is_enough_without_a_network(monkeypatch, tmp_path, folders):
+    commit = "b" * 40
+    snapshot = tmp_path / "models--some-org--some-model" / "snapshots" / commit
+    shutil.copytree(folders["a"], snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert source.resolve("some-org/some-model").folder == snapshot
 
 
 def test_a_failing_hub_is_a_model_error():
