@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from tailorlib.exceptions import RecipeError, shown
+from tailorlib.files import open_regular, os_reason
 
 MAX_ENTRIES = 200_000
 """Most entries, with what anchors stand for written out."""
@@ -49,13 +50,19 @@ def read_text(path: str | Path, what: str, *, most: int = MAX_TEXT) -> str:
         RecipeError: If it can't be read, is no text, or has more bytes.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with open_regular(path) as stream:
             content = stream.read(most + 1)
         if len(content) > most:
             raise ValueError(f"at most {most:,} bytes are read, and it has more")
         return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"The {what} {str(path)!r} can't be read: line {line} is not in UTF-8 ({error})."
+        ) from error
     except (OSError, ValueError) as error:  # a ValueError is also what a path with a NUL in it gives
-        raise RecipeError(f"The {what} {str(path)!r} can't be read: {error}.") from error
+        reason = os_reason(error) if isinstance(error, OSError) else error
+        raise RecipeError(f"The {what} {str(path)!r} can't be read: {reason}.") from error
 
 
 def load_yaml(text: str, what: str, *, any_keys: bool = False) -> Any:

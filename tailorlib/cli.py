@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError
 from rich.console import Console
 
-from tailorlib.console import quieten, speaking, tell_error
-from tailorlib.exceptions import RecipeError, TailorError
+from tailorlib.console import quieten, speaking
+from tailorlib.endings import run_to_end
+from tailorlib.exceptions import RecipeError
 from tailorlib.export.command import export_command
 from tailorlib.forks import staying
 from tailorlib.light import LIGHT, run_light
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0, or what the verb returns, or 2 for a mistake of the user, said in one message.
+        The exit status, see :mod:`tailorlib.endings`.
     """
     with speaking(list(sys.argv[1:] if argv is None else argv)) as args:
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -41,17 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args == ["--version"]:
             Console(highlight=False).print(f"tailorlib {__version__}")
             return 0
-        failed = True
+        status = 1
         try:
-            with staying():
-                status = _run(args)
-            failed = False
-        except (TailorError, ArgumentError) as error:
-            tell_error(error, clean_message(str(error)) if isinstance(error, ArgumentError) else str(error))
-            return 2
+            status = run_to_end(lambda: _run(args), lambda error: clean_message(str(error)))
         finally:
-            _finish_tracking(failed=failed)
-    return status
+            _finish_tracking(failed=status != 0)
+        return status
 
 
 def _finish_tracking(*, failed: bool) -> None:
@@ -61,6 +56,7 @@ def _finish_tracking(*, failed: bool) -> None:
         wandb.finish(exit_code=int(failed))
 
 
+@staying()
 def _run(args: list[str]) -> int:
     if args[:1] and args[0] in LIGHT:
         return run_light(args[0], args[1:])

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
-from typing import Any, TextIO
+from typing import IO, Any, TextIO, cast
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
@@ -22,7 +22,60 @@ from rich.errors import LiveError
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False)
+_lost: OSError | None = None
+"""Why nobody gets the output any more, or ``None``."""
+
+
+class _Tolerant:
+    """A stream that may fail: a closed pipe or terminal, a full disk. No search ends for want of readers."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._noting():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._noting():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        global _lost
+        try:
+            yield
+        except OSError as error:
+            _lost = _lost or error
+            with suppress(OSError, ValueError):  # what is buffered would fail again when Python ends
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+
+class _TolerantConsole(Console):
+    """A console whose stream may fail."""
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream."""
+        return cast("IO[str]", _Tolerant(super().file))
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
+
+
+def lost_output() -> OSError | None:
+    """Return why a part of the output was lost, or ``None``; a reader that had enough is no loss."""
+    return None if isinstance(_lost, BrokenPipeError) else _lost
+
+
+console: Console = _TolerantConsole(highlight=False)
 if not console.is_terminal:
     console.width = 140  # a log file has no edge to wrap at
 
@@ -45,7 +98,8 @@ def speaking(args: Sequence[str]) -> Iterator[list[str]]:
     ``--quiet`` says nothing but errors to people. ``--json`` writes JSON lines for scripts to the standard output;
     all else that anything prints goes to the standard error.
     """
-    global _facts
+    global _facts, _lost
+    _lost = None
     before = _facts, console.quiet, console.stderr
     with ExitStack() as redirected:
         if "--json" in args:
@@ -72,15 +126,16 @@ def emit(kind: str, data: Mapping[str, Any]) -> None:
     """
     if _facts is not None and is_first_rank():
         line = json.dumps({"kind": kind, **_finite(data)}, allow_nan=False, default=str)
-        _facts.write(line + "\n")
-        _facts.flush()
+        facts = _Tolerant(_facts)
+        facts.write(line + "\n")
+        facts.flush()
 
 
 def tell_error(error: Exception, message: str) -> None:
     """Say what a user has to mend, on the standard error; scripts are told, too."""
     emit("error", {"error": type(error).__name__, "message": message})
-    Console(stderr=True, highlight=False, soft_wrap=True).print("[red]tailor: error:[/] ", end="")
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+    _TolerantConsole(stderr=True, highlight=False, soft_wrap=True).print("[red]tailor: error:[/] ", end="")
+    _TolerantConsole(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
 
 
 def _finite(data: Any) -> Any:

@@ -18,6 +18,8 @@ class TailorError(Exception):
         faults: One sentence, or one per fault: rule, what was given, remedy. They become one message.
     """
 
+    status = 2
+    """What the command line exits with."""
     _several = "There are {} faults"
 
     def __init__(self, faults: str | Sequence[str]) -> None:
@@ -53,6 +55,12 @@ class JournalError(TailorError):
 
 class EvaluationError(TailorError):
     """An evaluation that gave no usable number."""
+
+
+class LostRankError(TailorError):
+    """Another process of a search is gone."""
+
+    status = 1
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from tailorlib.console import speaking, tell_error
-from tailorlib.exceptions import TailorError
+from tailorlib.console import speaking
+from tailorlib.endings import run_to_end
 
 LIGHT = {
     "init": "tailorlib.init:init",
@@ -27,14 +27,10 @@ def main(argv: Sequence[str]) -> int:
     """Run ``tailor VERB ...``.
 
     Returns:
-        0, or what the verb returns, or 2 for a mistake of the user, said in one message.
+        The exit status, see :mod:`tailorlib.endings`.
     """
     with speaking(argv) as args:
-        try:
-            return run_light(args[0], args[1:])
-        except (TailorError, ArgumentError) as error:
-            tell_error(error, str(error))
-            return 2
+        return run_to_end(lambda: run_light(args[0], args[1:]))
 
 
 def run_light(verb: str, args: Sequence[str]) -> int:

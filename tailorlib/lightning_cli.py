@@ -19,6 +19,7 @@ from tailorlib.search.module import SearchModule
 from tailorlib.search.study import Study
 from tailorlib.search.tracking import tracked_run
 from tailorlib.search.trainer import TailorTrainer
+from tailorlib.search.trainer_options import option_faults
 
 STUDY_VERBS = ("search", "evaluate", "plan")
 """Verbs that need a whole study."""
@@ -105,6 +106,7 @@ class TailorCLI(LightningCLI):
         sections = {"export": ("family",), "import": (), "plugins": ()}.get(str(self.subcommand), tuple(SECTIONS))
         for key in (*sections, "trainer"):
             _build(self._parser(self.subcommand), settings, key, faults)
+        faults += option_faults(settings["trainer"].as_dict())
         if faults:
             raise RecipeError(list(dict.fromkeys(faults)))
         self.datamodule = None

@@ -18,7 +18,7 @@ from tailorlib.optimizer import Optimizer
 from tailorlib.parser_messages import clean_message, placed
 from tailorlib.recipe_names import SECTION_KINDS, plugin_names, short, trainer_names
 from tailorlib.scheduler import Scheduler
-from tailorlib.search.study import Benchmark, StudySettings, Validation
+from tailorlib.search.study import Benchmark, StudySettings, Validation, setting_faults
 from tailorlib.search_space import SearchSpace
 from tailorlib.warm_start import WarmStart
 
@@ -121,7 +121,20 @@ def _parser(key: str) -> ArgumentParser:
 
 
 def _check_types(key: str, value: Any) -> list[str]:
-    """Return the first type fault of a section, as the real parser finds it."""
+    """Return the type faults of a section, as the real parser finds them.
+
+    The parser stops at the first fault of a class, so the study's settings are given one by one. With the faults
+    go its numbers that are out of range: without any they are found with those of all sections, on building.
+    """
+    if key != "study" or not isinstance(value, Mapping):
+        return _type_fault(key, value)
+    faults = {name: _type_fault(key, {name: setting}) for name, setting in value.items()}
+    right = {name: value[name] for name in value if not faults[name]}
+    wrong = [fault for found in faults.values() for fault in found]
+    return wrong + setting_faults(right) if wrong else []
+
+
+def _type_fault(key: str, value: Any) -> list[str]:
     try:
         _parser(key).parse_object({key: value})
     except (ArgumentError, TypeError, ValueError) as error:

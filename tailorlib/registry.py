@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from tailorlib.endings import no_exit
 from tailorlib.exceptions import PluginError, did_you_mean
 
 T = TypeVar("T")
@@ -80,7 +81,8 @@ class Registry(Generic[T]):
 
     def _load(self, entry: EntryPoint) -> type[T]:
         try:
-            cls = entry.load()
+            with no_exit():
+                cls = entry.load()
         except (ImportError, AttributeError) as error:
             raise PluginError(f"The plugin {entry.name!r} ({entry.value}) can't be imported: {error}.") from error
         if not (inspect.isclass(cls) and issubclass(cls, self.kind)):
@@ -130,7 +132,8 @@ def load_plugin(spec: str) -> None:
     path = Path(spec)
     if path.suffix != ".py":
         try:
-            importlib.import_module(spec)
+            with no_exit():
+                importlib.import_module(spec)
         except Exception as error:  # a name that is none, or whatever the user's module raises
             raise PluginError(f"--plugins takes a .py file or an importable module; {spec!r}: {error}.") from error
         _named_modules.add(spec)
@@ -147,7 +150,8 @@ def load_plugin(spec: str) -> None:
     sys.modules[name] = module
     _named_modules.add(name)
     try:
-        module_spec.loader.exec_module(module)
+        with no_exit():
+            module_spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises is the user's to mend
         del sys.modules[name]
         _named_modules.discard(name)

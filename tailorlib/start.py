@@ -6,6 +6,8 @@ import gc
 import sys
 from collections.abc import Sequence
 
+from tailorlib.endings import handle_signals
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, imported without garbage collection.
@@ -17,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, or 2 for a mistake of the user.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    handle_signals()  # nothing is written yet, and an exception could be lost inside of an import
     gc.disable()
     try:
         from tailorlib.console import FLAGS

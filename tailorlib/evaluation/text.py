@@ -12,6 +12,11 @@ from tailorlib.evaluation.packing import Request
 from tailorlib.exceptions import DataError
 from tailorlib.seeding import numpy_generator
 
+_PIECE = 2**18
+"""Characters of a document that are tokenised first; twice as many whenever they are not enough."""
+_OVERLAP = 2**14
+"""Characters after a beginning that decide whether its last tokens stand."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -125,22 +130,72 @@ def prefix_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def _cut(
     tokenizer: PreTrainedTokenizerBase, document: str, number: int, context_length: int, prefix: int
 ) -> Iterator[Window]:
-    if not document:
-        return
-    encoding = tokenizer(document, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    ids: list[int] = encoding["input_ids"]
-    done = 0
-    for start in range(0, len(ids), context_length):
-        tokens = tuple(ids[start : start + context_length])
-        stop = start + len(tokens)
-        if stop == len(ids):
-            end = len(document)
-        elif tokenizer.is_fast:
-            end = encoding["offset_mapping"][stop - 1][1]
-        else:
-            end = len(tokenizer.decode(ids[:stop]))
-        yield Window(Request((prefix,), tokens), len(document[done:end].encode()), number, end)
-        done = max(done, end)
+    start = done = 0
+    for beginning in _beginnings(tokenizer, document):
+        ids = beginning.ids
+        while start + context_length <= len(ids) or (beginning.complete and start < len(ids)):
+            tokens = tuple(ids[start : start + context_length])
+            start += len(tokens)
+            end = len(document) if beginning.complete and start == len(ids) else beginning.end(start)
+            yield Window(Request((prefix,), tokens), len(document[done:end].encode()), number, end)
+            done = max(done, end)
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The first tokens of a document.
+
+    Args:
+        tokenizer: Made them.
+        ids: The tokens.
+        offsets: First character of each, and the one after its last, where the tokenizer says so.
+        complete: Whether they are all of the document's.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    ids: Sequence[int]
+    offsets: Sequence[tuple[int, int]] | None
+    complete: bool
+
+    def end(self, number: int) -> int:
+        """Return the number of characters that the first tokens stand for."""
+        return (
+            len(self.tokenizer.decode(self.ids[:number])) if self.offsets is None else self.offsets[number - 1][1]
+        )
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, document: str, number: int) -> Sequence[int]:
+    """Return the first tokens of a document, without special tokens; no more of it is tokenised than is needed."""
+    ids: Sequence[int] = ()
+    for beginning in _beginnings(tokenizer, document):
+        ids = beginning.ids
+        if len(ids) >= number:
+            break
+    return ids[:number]
+
+
+def _beginnings(tokenizer: PreTrainedTokenizerBase, document: str) -> Iterator[_Beginning]:
+    """Yield longer and longer beginnings of a document's tokens, and all of them at last.
+
+    A tokenizer takes 180 times the memory of a text. The last tokens of a beginning can differ from the
+    document's, as a word is cut. So a longer beginning decides which tokens stand: those that both have.
+    """
+    length = _PIECE
+    while document:
+        encoding = tokenizer(
+            document[: length + _OVERLAP], add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast
+        )
+        ids, offsets = encoding["input_ids"], encoding.get("offset_mapping")
+        complete = length + _OVERLAP >= len(document)
+        if not complete:
+            shorter = tokenizer(document[:length], add_special_tokens=False)["input_ids"]
+            pairs = enumerate(zip(ids, shorter, strict=False))
+            stand = next((i for i, (one, other) in pairs if one != other), min(len(ids), len(shorter)))
+            ids, offsets = ids[:stand], offsets and offsets[:stand]
+        yield _Beginning(tokenizer, ids, offsets, complete)
+        if complete:
+            return
+        length *= 2
 
 
 def _shorten(tokenizer: PreTrainedTokenizerBase, window: Window, length: int) -> Window:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from tailorlib.exceptions import ModelError, TailorError
+from tailorlib.export.building import building, publish, tidy
 from tailorlib.export.card import CardInfo, pattern_note, render_card
 from tailorlib.export.licenses import licenses_of
 from tailorlib.export.writer import TensorSpec, write_checkpoint
-from tailorlib.files import sync, sync_tree
+from tailorlib.files import os_message
 from tailorlib.models.architecture import layer_kinds, slot_index, tailored_config
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.own_code import code_files, has_own_tokenizer
@@ -72,28 +72,31 @@ def export_model(
     """
     family.check(tailoring)
     target = Path(directory).expanduser().absolute()
-    _check_target(target, overwrite)
+    try:
+        if tidy(target, TAILORING) is not None:
+            _log.warning(
+                "The model in %r is there again: an export that was killed had moved it away.", str(target)
+            )
+        _check_target(target, overwrite)
+    except OSError as error:
+        raise TailorError(os_message(error, target, "written")) from error
     note = lost_pattern(family, tailoring)
     if note:
         _log.warning(note)
     specs = tensor_specs(family, tailoring)
     needed = sum(spec.nbytes for spec in specs) + _ROOM
-    building: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_room(target.parent, needed)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        with private_reads():
-            write_checkpoint(building, specs, tensors(family, tailoring, device), max_shard_bytes)
-        _write_rest(family, tailoring, building, card or CardInfo(), target.name)
-        _publish(building, target)
+        with building(target) as folder:
+            with private_reads():
+                write_checkpoint(folder, specs, tensors(family, tailoring, device), max_shard_bytes)
+            _write_rest(family, tailoring, folder, card or CardInfo(), target.name)
+            publish(folder, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(target.parent, needed) from error
-        raise TailorError(f"The folder {str(target)!r} can't be written: {error.strerror or error}.") from error
-    finally:
-        if building is not None:
-            shutil.rmtree(building, ignore_errors=True)
+        raise TailorError(os_message(error, target, "written")) from error
     return target
 
 
@@ -206,22 +209,3 @@ def _full(folder: Path, needed: int) -> TailorError:
         f"The export needs {needed / 1e6:,.0f} MB in {str(folder)!r}; {free / 1e6:,.0f} MB are free. Make room, "
         "or give a folder on another disk."
     )
-
-
-def _publish(building: Path, target: Path) -> None:
-    """Move a finished folder to its place; what stood there is removed only after that."""
-    building.chmod(0o755)  # mkdtemp makes it private
-    sync_tree(building)
-    old: Path | None = None
-    if target.is_dir():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        target.replace(old)
-    try:
-        building.replace(target)
-    except OSError:
-        if old is not None:
-            old.replace(target)
-        raise
-    sync(target.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)

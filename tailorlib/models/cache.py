@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from tailorlib.console import say
@@ -92,10 +92,20 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what a process that was killed left behind; whoever holds the lock is alone."""
-    for folder in target.parent.glob(f".{target.name}.*"):
-        if folder.is_dir():
+    """Remove what processes that were killed left in the cache; whoever holds an entry's lock works on it."""
+    for folder in target.parent.glob(".*.*"):
+        name = folder.name[1:].rpartition(".")[0]
+        if not folder.is_dir() or folder.is_symlink():
+            continue
+        lock = FileLock(target.parent / f".{name}.lock")
+        try:
+            if name != target.name:  # that one is held already
+                lock.acquire(timeout=0)
             shutil.rmtree(folder, ignore_errors=True)
+        except (Timeout, OSError):
+            continue
+        finally:
+            lock.release()
 
 
 def _publish(building: Path, target: Path) -> None:

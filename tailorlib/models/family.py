@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from tailorlib.exceptions import ModelError, RecipeError, did_you_mean, shown
+from tailorlib.limits import MEBIBYTES, Limits, limit_faults
 from tailorlib.models.architecture import Architecture, layer_kinds
 from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint
@@ -372,12 +373,10 @@ class ModelFamily:
             faults.append(f"dtype is one of auto, {', '.join(DTYPES)}, got {self.dtype!r}.")
         if self.quantization not in QUANTIZATIONS:
             faults.append(f"quantization is one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}.")
-        if self.merge_cache_mib < 0:
-            faults.append(f"merge_cache_mib is 0 or more, got {self.merge_cache_mib}.")
-        if self.layer_cache_mib is not None and self.layer_cache_mib < 0:
-            faults.append(f"layer_cache_mib is 0 or more, or null for no limit, got {self.layer_cache_mib}.")
-        if self.calibration_tokens < 1:
-            faults.append(f"calibration_tokens is 1 or more, got {self.calibration_tokens}.")
+        sizes = {"merge_cache_mib": self.merge_cache_mib, "calibration_tokens": self.calibration_tokens}
+        if self.layer_cache_mib is not None:
+            sizes["layer_cache_mib"] = self.layer_cache_mib
+        faults += limit_faults("family", sizes, _LIMITS)
         return faults
 
     def _trusts(self, name: str) -> bool:
@@ -393,6 +392,13 @@ class ModelFamily:
             for name in listed
             if name not in known
         ]
+
+
+_LIMITS: Limits = {
+    "merge_cache_mib": MEBIBYTES,
+    "calibration_tokens": (1, 2**40),
+    "layer_cache_mib": MEBIBYTES,
+}
 
 
 def _names(listed: object) -> Sequence[str] | None:

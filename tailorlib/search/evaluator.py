@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tailorlib.endings import no_exit
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.states import Work
 from tailorlib.exceptions import EvaluationError, TailorError
@@ -252,6 +253,7 @@ class Evaluator:
         results: list[SampleResult] | str
         try:
             with (
+                no_exit(),
                 self._deaths.watch(self._name(piece)),
                 time_limit(self.study.settings.trial_seconds, partial(self._hung, piece)),
                 staying(),
@@ -310,7 +312,8 @@ class Evaluator:
         elif new:
             self.samples.extend(digest, new)
         try:
-            return self.fitness.summarise(results)
+            with no_exit():
+                return self.fitness.summarise(results)
         except Exception as error:  # metrics are a task's own code
             return _reason(error)
 
@@ -330,7 +333,7 @@ class Evaluator:
         scores: dict[str, float] = {}
         for objective in self.study.objectives:
             try:
-                with self._deaths.watch(f"{self._data} {tailoring.digest}"), staying():
+                with no_exit(), self._deaths.watch(f"{self._data} {tailoring.digest}"), staying():
                     score = objective.score(candidate)
                 scores[objective.name] = number(score, f"The objective {objective.name}")
             except Exception as error:

@@ -110,6 +110,11 @@ class SearchModule(LightningModule):
         """What was spent, in evaluations on all samples."""
         return self._campaign.spent if hasattr(self, "_campaign") else 0.0
 
+    @property
+    def finished(self) -> bool:
+        """Whether the study came to its end, by its budget or by a rule of its own."""
+        return self.stopped is not None or (hasattr(self, "_campaign") and self._campaign.over)
+
     def retained(self, fitness: float) -> float | None:
         """Return a fitness in percent of the dense base model's, if that is a meaningful ratio."""
         return 100 * fitness / self.dense.score if self.dense and self.dense.score > 0 else None

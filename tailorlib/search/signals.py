@@ -1,54 +1,61 @@
-"""Signals that end a search: SIGTERM with several processes, and a Ctrl-C that can't get lost."""
+"""Signals while a search runs: SIGTERM and SIGHUP end it after the batch in hand, a Ctrl-C can't get lost."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
+from tailorlib import endings
+
 
 class SignalConnector(_SignalConnector):
-    """Lightning's handlers, with two differences.
+    """Lightning's handlers, with three differences.
 
     SIGTERM: without the message that a rank sends to the others from inside of the handler. A rank that waits for
     the others' results handles no signal before it has them, and one that waits in its handler sends none: they
     would wait for each other until a time limit ends both. Lightning asks all ranks for signals before each batch
     anyway.
 
-    SIGINT: is remembered. Python raises ``KeyboardInterrupt`` wherever it is, and that can be a destructor or the
-    callback of a library, where every exception is printed and forgotten.
+    SIGHUP ends a search as SIGTERM does: the terminal is closed, the batch in hand is finished.
+
+    SIGINT stays with :mod:`tailorlib.endings`, which remembers it.
     """
 
-    received_sigint = False
-
     def register_signal_handlers(self) -> None:
-        """Register Lightning's handlers, and one for Ctrl-C where Python's own is in force."""
+        """Register Lightning's handlers, and the one for SIGHUP where the process would end."""
+        hangup = getattr(signal, "SIGHUP", None)
+        ours = hangup is not None and endings.is_ours(hangup)
         super().register_signal_handlers()
-        self.received_sigint = False
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._register_signal(signal.SIGINT, self._interrupt)
+        if ours and hangup is not None:
+            self._register_signal(hangup, self._sigterm_notifier_fn)
 
-    def _interrupt(self, signum: int, _: FrameType | None) -> NoReturn:
-        self.received_sigint = True
-        raise KeyboardInterrupt
-
-    def _sigterm_notifier_fn(self, signum: int, _: FrameType) -> None:
+    def _sigterm_notifier_fn(self, signum: int, _: FrameType | None) -> None:
+        endings.note(signum)
         launcher = self.trainer.strategy.launcher
         if not self.received_sigterm and launcher is not None:
-            launcher.kill(signum)
+            launcher.kill(signal.SIGTERM)
         self.received_sigterm = True
+
+    @staticmethod
+    def _has_already_handler(signum: Any) -> bool:
+        return not endings.is_ours(signum) and _SignalConnector._has_already_handler(signum)
 
 
 class Interrupts(Callback):
-    """Ends the search before its next batch if a Ctrl-C was swallowed in the last one."""
+    """Ends the search before its next batch if a Ctrl-C was swallowed in the last one.
+
+    Python raises its exception wherever it is, and that can be a destructor or the callback of a library, where
+    every exception is printed and forgotten.
+    """
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Raise ``KeyboardInterrupt`` again."""
-        if trainer._signal_connector.received_sigint:  # type: ignore[attr-defined]  # ours, by listen()
-            raise KeyboardInterrupt
+        """Raise the exception again."""
+        if endings.received() == signal.SIGINT:
+            raise endings.Stopped(signal.SIGINT)
 
 
 def listen(trainer: Trainer) -> None:

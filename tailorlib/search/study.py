@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.overlap import overlap
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.fitness import Fitness
+from tailorlib.limits import MEBIBYTES, SEEDS, Limits, limit_faults
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import DTYPES
 from tailorlib.objective import Objective
@@ -76,27 +77,36 @@ class StudySettings:
     trial_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        low = {
-            "trials": 1,
-            "seed": 0,
-            "batch_size": 1,
-            "tokens_per_batch": 1,
-            "max_failures": 1,
-            "max_deaths": 1,
-            "shards": 1,
-        }
-        low |= {"prefix_cache_mib": 0, "host_prefix_cache_mib": 0}
-        faults = [
-            f"study.{k} is at least {v}, got {getattr(self, k)}." for k, v in low.items() if getattr(self, k) < v
-        ]
-        if self.max_length is not None and self.max_length < 2:
-            faults.append(f"study.max_length is at least 2, got {self.max_length}.")
-        if self.trial_seconds is not None and not self.trial_seconds > 0:
-            faults.append(
-                f"study.trial_seconds is more than 0, got {self.trial_seconds}. Leave it out for no limit."
-            )
+        faults = setting_faults(vars(self))
         if faults:
             raise RecipeError(faults)
+
+
+_LIMITS: Limits = {
+    "trials": (1, 10_000_000),
+    "seed": SEEDS,
+    "batch_size": (1, 1_000_000),
+    "max_length": (2, 2**31 - 1),
+    "tokens_per_batch": (1, 2**24),
+    "shards": (1, 1_000_000),
+    "prefix_cache_mib": MEBIBYTES,
+    "host_prefix_cache_mib": MEBIBYTES,
+    "max_failures": (1, 10_000_000),
+    "max_deaths": (1, 10_000_000),
+    "trial_seconds": (0.0, 365 * 86_400),
+}
+_OPTIONAL = {"max_length": "the models' own", "trial_seconds": "no limit"}
+"""Settings that may be null, and what that means."""
+
+
+def setting_faults(settings: Mapping[str, object]) -> list[str]:
+    """Return a sentence for each number of a study's settings that is out of range; some may be missing."""
+    given = {k: v for k, v in settings.items() if not (v is None and k in _OPTIONAL)}
+    faults = []
+    for name, limit in _LIMITS.items():
+        hint = f" Leave it out for {_OPTIONAL[name]}." if name in _OPTIONAL else ""
+        faults += [fault + hint for fault in limit_faults("study", given, {name: limit})]
+    return faults
 
 
 class Benchmark:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from rich.markup import escape
 
-from tailorlib.console import emit
-from tailorlib.files import replace_file
+from tailorlib.console import emit, say
+from tailorlib.files import os_message, replace_file
 from tailorlib.pareto import hypervolume
 from tailorlib.report.pictures import layer_map_text
 from tailorlib.search_space import FamilyLayout
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from tailorlib.fitness import Measurement
 
+_SHIELDED = ("log_metrics", "log_hyperparams", "log_graph", "log_image", "log_table", "save", "finalize")
 WANDB_FILE = "wandb.json"
 """File of a run folder with the id of its W&B run, and how many trials that run has."""
 TABLE_COLUMNS = (
@@ -43,6 +46,50 @@ TABLE_COLUMNS = (
     "tailoring",
     "reason",
 )
+
+
+def shield(logger: Any) -> None:
+    """Let a logger fail without ending the search: what it writes is in the journal, too. It is told once.
+
+    Args:
+        logger: One of Lightning's loggers; its methods are replaced, as Lightning itself calls them.
+    """
+    lost: list[Exception] = []
+
+    def shielded(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if lost:
+                return None
+            try:
+                return method(*args, **kwargs)
+            except Exception as error:  # of a disk, a network or a library: none is worth the search
+                lost.append(error)
+                tell_lost(type(logger).__name__, error)
+
+        return call
+
+    for name in _SHIELDED:
+        if hasattr(logger, name):
+            setattr(logger, name, shielded(getattr(logger, name)))
+
+
+@contextmanager
+def secondary(what: str) -> Iterator[None]:
+    """Go on if the block fails, which writes something that a study can do without; it is told."""
+    try:
+        yield
+    except Exception as error:
+        tell_lost(what, error)
+
+
+def tell_lost(what: str, error: Exception) -> None:
+    """Say that something is lost that a study can do without."""
+    reason = os_message(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    say(
+        f"[yellow]![/] {escape(what)} failed and writes nothing more: {escape(reason)} The search goes on: all "
+        "its trials are in the journal."
+    )
 
 
 class Tracker:
@@ -110,14 +157,25 @@ class Tracker:
         """
         step = trials[-1].number if trials else 0
         for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
-                for name, make in pictures.items():
-                    logger.log_image(key=f"pictures/{name}", images=[make()], step=step)
-                rows = [list(row) for row in table_rows(trials, layout)]
-                logger.log_table(key="trials", columns=list(TABLE_COLUMNS), data=rows, step=step)
-            elif isinstance(logger, TensorBoardLogger):
-                for name, make in pictures.items():
-                    logger.experiment.add_figure(f"pictures/{name}", make(), global_step=step)
+            with secondary(f"The pictures of {type(logger).__name__}"):
+                self._draw(logger, trials, layout, pictures, step)
+
+    def _draw(
+        self,
+        logger: Any,
+        trials: Sequence[Trial],
+        layout: FamilyLayout,
+        pictures: Mapping[str, Callable[[], Figure]],
+        step: int,
+    ) -> None:
+        if isinstance(logger, WandbLogger):
+            for name, make in pictures.items():
+                logger.log_image(key=f"pictures/{name}", images=[make()], step=step)
+            rows = [list(row) for row in table_rows(trials, layout)]
+            logger.log_table(key="trials", columns=list(TABLE_COLUMNS), data=rows, step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            for name, make in pictures.items():
+                logger.experiment.add_figure(f"pictures/{name}", make(), global_step=step)
 
     def model(self, model: Path | None, facts: Mapping[str, Any]) -> None:
         """Log the exported model as a W&B artifact.
@@ -132,15 +190,19 @@ class Tracker:
         for logger in self.loggers:
             if not isinstance(logger, WandbLogger):
                 continue
-            import wandb
+            with secondary("The artifact on W&B"):
+                self._log_model(logger, model, facts)
 
-            artifact = wandb.Artifact(f"{logger.experiment.id}-model", type="model", metadata=dict(facts))
-            for name in ("tailoring.yaml", "recipe.yaml", "benchmark.md"):
-                if (self.folder / name).is_file():
-                    artifact.add_file(str(self.folder / name))
-            if model is not None:
-                _add_model(artifact, model, whole=bool(logger._log_model))
-            logger.experiment.log_artifact(artifact)
+    def _log_model(self, logger: Any, model: Path | None, facts: Mapping[str, Any]) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{logger.experiment.id}-model", type="model", metadata=dict(facts))
+        for name in ("tailoring.yaml", "recipe.yaml", "benchmark.md"):
+            if (self.folder / name).is_file():
+                artifact.add_file(str(self.folder / name))
+        if model is not None:
+            _add_model(artifact, model, whole=bool(logger._log_model))
+        logger.experiment.log_artifact(artifact)
 
     def _remember(self, i: int) -> None:
         data = {"id": self.loggers[i].experiment.id, "trials": self._logged[i]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 from dataclasses import asdict
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.markup import escape
 from rich.table import Table
 
 from tailorlib.console import emit, say, step
+from tailorlib.endings import OVERTIME, EndedEarly, Stopped, no_exit, note, received, signal_name
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import JournalError
+from tailorlib.exceptions import JournalError, RecipeError, TailorError
 from tailorlib.export import CardInfo, export_model
 from tailorlib.export.command import choose, export_verb
-from tailorlib.files import write_text
+from tailorlib.files import os_message, refuse_existing, write_text
 from tailorlib.interchange import read_foreign
 from tailorlib.journal import FILE_NAME, Journal, refuse_occupied
 from tailorlib.models.family import ModelFamily
@@ -38,21 +41,33 @@ from tailorlib.search.ranks import leaving_together
 from tailorlib.search.sessions import recorded_dtype
 from tailorlib.search.signals import listen
 from tailorlib.search.study import Study
+from tailorlib.search.tracking import secondary, shield
+from tailorlib.search.trainer_options import option_faults, strategy_for
 from tailorlib.trial import Trial
 
 
 class TailorTrainer(Trainer):
     """A Lightning Trainer that searches, evaluates, exports and plans.
 
-    All arguments are the Trainer's own: devices, strategy, loggers, callbacks, profiler, ``max_time``.
+    All arguments are the Trainer's own: devices, strategy, loggers, callbacks, profiler, ``max_time``. Those that
+    a search has no use for keep the value that changes nothing.
+
+    Raises:
+        RecipeError: If one of those has another value.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         callbacks = list(kwargs.pop("callbacks", None) or [])
+        faults = option_faults(kwargs)
+        if faults:
+            raise RecipeError(faults)
+        kwargs["strategy"] = strategy_for(kwargs)
         shown = kwargs.get("enable_progress_bar")
         if shown is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(SearchProgress())
         super().__init__(callbacks=callbacks, **kwargs)
+        for logger in self.loggers:
+            shield(logger)
         listen(self)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -69,6 +84,7 @@ class TailorTrainer(Trainer):
             model: The search.
             resume: A run folder to continue; without --config its own recipe is used.
         """
+        _check_folder(model.study)
         existing = model.study.settings.existing
         if existing == "resume" and (model.study.directory / FILE_NAME).exists():
             resume, model.resume = str(model.study.directory), True
@@ -78,21 +94,50 @@ class TailorTrainer(Trainer):
         if resume is None:
             _archive(model.study)
         try:
-            self._fit(model)
-            if model.stopped:
-                say(f"[yellow]![/] The search ended early: {escape(model.stopped)}.")
-            with leaving_together():
-                if self.is_global_zero:
-                    self._conclude(model)
-            model.end_session(model.stopped or "finished")
-        except SystemExit:
-            model.end_session("stopped by a signal")
+            self._search(model)
+        except Stopped as stop:
+            model.end_session(f"stopped by {signal_name(stop.number)}")
+            self._tell_stopped(model, stop)
             raise
         except Exception as error:
             model.end_session(f"{type(error).__name__}: {error_text(error)}")
+            if isinstance(error, OSError):
+                raise TailorError(f"{os_message(error)} {_how_to_resume(model)}") from error
             raise
         finally:
             model.close()  # Lightning skips teardown when a trial ends the study
+
+    def _search(self, model: SearchModule) -> None:
+        self._fit(model)
+        cut = None if model.finished else self._cut_short()
+        if model.stopped:
+            say(f"[yellow]![/] The search ended early: {escape(model.stopped)}.")
+        if cut and not model.trials:
+            model.end_session(f"stopped by {cut}")
+            say(f"[yellow]![/] The search was stopped by {escape(cut)} before its first trial.")
+            raise EndedEarly(OVERTIME)
+        with leaving_together():
+            if self.is_global_zero:
+                self._conclude(model)
+        model.end_session(f"stopped by {cut}" if cut else model.stopped or "finished")
+        if cut:
+            say(f"[yellow]![/] The search is not finished: it was stopped by {escape(cut)}.")
+            say(escape(_how_to_resume(model)))
+            raise EndedEarly(OVERTIME)
+
+    def _cut_short(self) -> str:
+        """Return what ended the loop before the study was over, in a user's words."""
+        timers = [c for c in self.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+        over = any((timer.time_remaining() or 1.0) <= 0 for timer in timers)
+        return "max_time" if over else "a callback of the trainer"
+
+    @rank_zero_only
+    def _tell_stopped(self, model: SearchModule, stop: Stopped) -> None:
+        emit("stopped", {"trials": len(model.trials), "directory": model.study.directory})
+        total = model.study.settings.trials
+        say(f"Stopped by {signal_name(stop.number)}, after {len(model.trials)} of {total} trials.")
+        say(escape(_how_to_resume(model)))
+        stop.told = True
 
     def evaluate(
         self, model: SearchModule, run: str | None = None, trial: int | None = None, tailoring: str | None = None
@@ -155,10 +200,13 @@ class TailorTrainer(Trainer):
             Path(source), base=base, candidates=candidates, num_layers=layers, legacy_base_index=legacy_base_index
         )
         folder = Path(output)
-        for name, text in (("tailoring.yaml", imported.tailoring.to_yaml()), ("recipe.yaml", imported.recipe())):
+        files = {"tailoring.yaml": imported.tailoring.to_yaml(), "recipe.yaml": imported.recipe()}
+        for name in files:
+            refuse_existing(folder / name, overwrite=overwrite)  # all of them, before the first is written
+        for name, text in files.items():
             write_text(folder / name, text, overwrite=overwrite)
-        for note in imported.notes:
-            say(f"[yellow]![/] {escape(note)}")
+        for remark in imported.notes:
+            say(f"[yellow]![/] {escape(remark)}")
         say(f"[green]✓[/] Read {escape(source)}; build the model with:")
         say(f"  tailor export {escape(output)}")
 
@@ -201,15 +249,16 @@ class TailorTrainer(Trainer):
         return engine
 
     def _fit(self, model: SearchModule) -> None:
+        """Run Lightning's loop, which ends with ``SystemExit`` on a signal."""
         try:
-            self.fit(model)
-        except SystemExit as stop:  # how Lightning ends on Ctrl-C and SIGTERM
-            total = model.study.settings.trials
-            model.track_pictures()
-            emit("stopped", {"trials": len(model.trials), "directory": model.study.directory})
-            say(f"Stopped after {len(model.trials)} of {total} trials, all of them on disk. Go on with:")
-            say(f"  tailor search --resume {escape(str(model.study.directory))}")
-            raise SystemExit(stop.code or 128 + signal.SIGTERM) from stop
+            with no_exit():
+                try:
+                    self.fit(model)
+                except SIGTERMException:  # of this process, or of another rank
+                    note(signal.SIGTERM)
+                    raise
+        except SystemExit as stop:
+            raise Stopped(received() or signal.SIGTERM) from stop
 
     def _conclude(self, model: SearchModule) -> None:
         study, best = model.study, model.result
@@ -219,17 +268,19 @@ class TailorTrainer(Trainer):
         if best is None:
             raise JournalError(f"No trial of the study in {str(study.directory)!r} completed; nothing to export.")
         write_text(study.directory / "tailoring.yaml", best.tailoring.to_yaml())
-        draw_study(
-            model.trials,
-            study.family.layout,
-            study.directory / "study.png",
-            dense_fitness=dense,
-            title=study.directory.name,
-            best=best,
-        )
+        with secondary("The picture study.png"):
+            draw_study(
+                model.trials,
+                study.family.layout,
+                study.directory / "study.png",
+                dense_fitness=dense,
+                title=study.directory.name,
+                best=best,
+            )
         if study.objectives:
             say(front_table(model.trials))
-            draw_front(model.trials, study.directory / "front.png", title=study.directory.name)
+            with secondary("The picture front.png"):
+                draw_front(model.trials, study.directory / "front.png", title=study.directory.name)
         model.track_pictures()
         rows = self._benchmark(model, best)
         if study.settings.export:
@@ -262,12 +313,37 @@ class TailorTrainer(Trainer):
         note = f"the best of {len(model.trials)} trials of {seconds:.1f} seconds each (median)"
         rows = run_benchmark(study, model.engine, best.tailoring, found_note=note)
         say(render_table(rows))
-        write_benchmark(rows, study.directory / "benchmark.json")
-        write_text(study.directory / "benchmark.md", markdown_table(rows) + "\n")
+        with secondary("The table in benchmark.json and benchmark.md"):
+            write_benchmark(rows, study.directory / "benchmark.json")
+            write_text(study.directory / "benchmark.md", markdown_table(rows) + "\n")
         return rows
 
 
+def _how_to_resume(model: SearchModule) -> str:
+    folder = model.study.directory
+    if not (folder / FILE_NAME).exists():
+        return "Nothing is on disk yet: start it again."
+    return f"All finished trials are on disk. Go on with:\n  tailor search --resume {folder}"
+
+
 setattr(TailorTrainer, "import", TailorTrainer.import_)  # a verb that Python has reserved
+
+
+def _check_folder(study: Study) -> None:
+    """Find out before the models are loaded whether the run folder can be written.
+
+    Raises:
+        RecipeError: If not.
+    """
+    target = study.directory.absolute()
+    try:
+        there = next(path for path in (target, *target.parents) if path.exists())
+    except OSError as error:
+        raise RecipeError(f"study.directory: {os_message(error, target, 'written')}") from error
+    if not there.is_dir():
+        raise RecipeError(f"study.directory is a folder; {str(there)!r} is a file. Name another.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RecipeError(f"study.directory can't be written: no permission for {str(there)!r}. Name another.")
 
 
 @rank_zero_only

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tailorlib.evaluation import text
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.hidden_states import block_influence
-from tailorlib.evaluation.text import text_loss, windows
+from tailorlib.evaluation.text import first_tokens, text_loss, windows
 from tailorlib.exceptions import DataError
 from tailorlib.testing.tiny import tiny_tokenizer
 
@@ -52,6 +53,41 @@ def test_the_seed_decides_the_order() -> None:
     first, again, other = (windows(tiny_tokenizer(), DOCUMENTS, 8, seed=s) for s in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+PROSE = "The quick brown fox, aged 12, jumps over Ärger and 日本語 🙂 twice.\n\n  Then it rests. " * 40
+WORD = "abcdefghijklmnop" * 200
+"""One word: no tokenizer splits it before it merges."""
+
+
+@pytest.mark.parametrize("document", [PROSE, WORD, "a" * 3000, PROSE[:300] + WORD + PROSE])
+@pytest.mark.parametrize("piece", [64, 500, 4000])
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(
+    document: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    expected = windows(tokenizer, [document], 16)
+    ids = tokenizer(document, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(text, "_PIECE", piece)
+    monkeypatch.setattr(text, "_OVERLAP", 32)
+    assert windows(tokenizer, [document], 16) == expected
+    assert windows(tokenizer, [document], 16, 64) == expected[:4]
+    assert [list(first_tokens(tokenizer, document, n)) for n in (1, 50, 10**6)] == [ids[:1], ids[:50], ids]
+
+
+def test_no_more_of_a_line_of_megabytes_is_tokenised_than_is_needed() -> None:
+    tokenizer, seen = tiny_tokenizer(), list[int]()
+
+    class Counting(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, document: str, **options: Any) -> Any:
+            seen.append(len(document))
+            return super().__call__(document, **options)
+
+    tokenizer.__class__ = Counting
+    line = "The quick brown fox. " * 500_000
+    found = windows(tokenizer, [line], 256, 2000)
+    assert sum(len(window.request.continuation) for window in found) == 2000
+    assert sum(seen) < 10**6 < len(line)
 
 
 def test_text_without_a_token_is_refused() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailorlib.exceptions import ModelError, TailorError
-from tailorlib.export import CardInfo, export, export_model
+from tailorlib.export import CardInfo, building, export, export_model
 from tailorlib.models.family import ModelFamily
 from tailorlib.tailoring import Tailoring
 
@@ -136,3 +139,51 @@ def test_a_tailoring_of_another_family_is_refused(llama, tmp_path):
     with pytest.raises(ModelError, match="no model of the family"):
         export_model(llama, Tailoring((plan("c:0"),)), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+# -- Leftovers ----------------------------------------------------------------------------------------------------
+
+
+def killed_at(name):
+    """Export in a process that is killed when it calls a function of the module."""
+
+    def export_and_die(llama, folder):
+        place = {"publish": export, "rmtree": building.shutil, "replace": building.Path}[name]
+        real, calls = getattr(place, name), []
+
+        def die(*args, **kwargs):
+            calls.append(args)
+            if name == "replace" and len(calls) == 1:
+                return real(*args, **kwargs)  # the old model is moved away, and the new one is not there yet
+            return os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(place, name, die)
+        export_model(llama, Tailoring.whole("base", LAYERS, without=[1]), folder, overwrite=True)
+
+    return export_and_die
+
+
+@pytest.mark.parametrize("name", ["publish", "replace", "rmtree"])
+def test_an_export_that_is_killed_leaves_nothing_once_the_next_one_is_done(llama, tmp_path, name):
+    folder = export_model(llama, WHOLE, tmp_path / "out")
+    (tmp_path / ".out.notes").mkdir()
+    (tmp_path / ".out.notes" / "thesis.tex").write_text("years of work")
+    process = multiprocessing.get_context("fork").Process(target=killed_at(name), args=(llama, folder))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) > (2 if name != "replace" else 1)
+    with pytest.raises(TailorError, match="exists and isn't empty"):
+        export_model(llama, WHOLE, folder)
+    found = Tailoring.load(folder / "tailoring.yaml")
+    assert (found == WHOLE) == (name != "rmtree")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.notes", "out"]
+
+
+def test_what_a_living_export_writes_is_not_removed(llama, tmp_path):
+    with building.building(tmp_path / "out") as folder:
+        (folder / "model.safetensors").write_bytes(b"half")
+        export_model(llama, WHOLE, tmp_path / "out")
+        assert (folder / "model.safetensors").read_bytes() == b"half"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -173,8 +173,8 @@ def test_a_negative_budget_is_a_fault_and_zero_is_none(folders):
     with pytest.raises(RecipeError) as caught:
         family.prepare()
     assert caught.value.faults == (
-        "merge_cache_mib is 0 or more, got -2.",
-        "layer_cache_mib is 0 or more, or null for no limit, got -1.",
+        "family.merge_cache_mib is a whole number from 0 to 16,777,216, got -2.",
+        "family.layer_cache_mib is a whole number from 0 to 16,777,216, got -1.",
     )
     allowed = ModelFamily(str(folders["base"]), layer_cache_mib=0)
     allowed.load(CPU)

@@ -128,7 +128,7 @@ def missing_section(recipe: Recipe, folder: Path) -> None:
         ),
         (misspelt_study_setting, ["no setting 'trails'", "Did you mean 'trials'?"]),
         (wrong_type, ["study.trials", "many"]),
-        (out_of_range, ["study.trials is at least 1, got 0"]),
+        (out_of_range, ["study.trials is a whole number from 1", "got 0"]),
         (unknown_layer, ["17", "protect"]),
         (everything_removed, ["6"]),
         (another_depth, ["candidate 'b'", "7", "6"]),

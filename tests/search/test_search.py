@@ -283,7 +283,7 @@ def test_a_path_that_looks_like_markup_is_shown_as_it_is(
     ("setting", "value", "said"),
     [
         ("accelerator", "tpu", "torch_xla"),
-        ("strategy", "nonsense", "invalid strategy name"),
+        ("strategy", "nonsense", "use 'candidates'"),
     ],
 )
 def test_a_trainer_that_cannot_be_had_is_one_message(
@@ -291,7 +291,6 @@ def test_a_trainer_that_cannot_be_had_is_one_message(
 ) -> None:
     assert main(["search", "--config", write(recipe), f"--trainer.{setting}", value]) == 2
     error = capsys.readouterr().err
-    assert "section 'trainer' can't be had here" in error
     assert said in error
 
 
@@ -325,7 +324,7 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_search_says_how_to_go_on(
     recipe: dict[str, Any], write: Write, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
@@ -358,8 +357,6 @@ def test_a_ctrl_c_that_a_library_swallows_still_stops_the_search(
         return asked[-1]
 
     monkeypatch.setattr(RandomSearch, "_ask", ask)
-    with pytest.raises(SystemExit) as stop:
-        main(["search", "--config", write(recipe), "--optimizer", "RandomSearch"])
-    assert stop.value.code == 1
+    assert main(["search", "--config", write(recipe), "--optimizer", "RandomSearch"]) == 130
     origins = [trial.origin for trial in read_trials(tmp_path / "run")[1]]
     assert len(asked) == origins.count("optimizer") == 3

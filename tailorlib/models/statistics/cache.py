@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tailorlib.console import bar, say
-from tailorlib.evaluation.text import prefix_token
+from tailorlib.evaluation.text import first_tokens, prefix_token
 from tailorlib.exceptions import DataError, ModelError
 from tailorlib.models.cache import build_once, cache_root, sha256_of
 from tailorlib.models.checkpoint import INDEX, SafetensorsCheckpoint
@@ -98,7 +98,7 @@ class LayerStatistics:
         assert family.calibration is not None
         longest = getattr(family.config, "max_position_embeddings", None) or CONTEXT_LENGTH
         documents = (
-            tokenizer(document, add_special_tokens=False)["input_ids"]
+            first_tokens(tokenizer, document, family.calibration_tokens)
             for document in family.calibration.documents()
         )
         rows = calibration_rows(
