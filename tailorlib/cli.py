@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from tailorlib.forks import staying
 from tailorlib.light import LIGHT, run_light
 from tailorlib.memory import keep_freed_memory
 from tailorlib.parser_messages import clean_message
+from tailorlib.plugin_sources import load_plugins_of
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import REQUIRED, check_recipe, missing_sections, read_recipe
 from tailorlib.registry import load_plugin
@@ -26,6 +27,7 @@ from tailorlib.version import __version__
 RECIPE_NAME = "recipe.yaml"
 _MAKE_TENSORS = ("search", "evaluate", "plan", "export")
 """Verbs that make and drop large tensors all the time."""
+_ACCEPT = "--accept_changes=true"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def _run(args: list[str]) -> int:
         keep_freed_memory()
     if args[:1] == ["export"] and not {"--help", "-h"} & set(args) and export_command(args[1:]):
         return 0
-    args = _expand_run(_expand_plugins(args))
+    args = [_ACCEPT if a == "--accept-changes" else a for a in _expand_run(_expand_plugins(args))]
     _load_plugins(args)
     _check_files(args)
     from tailorlib.lightning_cli import TailorCLI  # Lightning takes seconds to import: an export needs none
@@ -109,17 +111,12 @@ def _expand_run(args: list[str]) -> list[str]:
 
 def _load_plugins(args: Sequence[str]) -> None:
     """Import what the user named, then every installed plugin: short class names resolve only then."""
-    for spec in _named_plugins(args):
+    for path in _values_of(args, "--config", "-c"):
+        load_plugins_of(Path(path), originals=_ACCEPT in args)
+    for spec in _values_of(args, "--plugins+"):
         load_plugin(spec)
     for registry in REGISTRIES:
         registry.load_all()
-
-
-def _named_plugins(args: Sequence[str]) -> Iterator[str]:
-    for path in _values_of(args, "--config", "-c"):
-        specs = read_recipe(path).get("plugins") or []
-        yield from map(str, specs if isinstance(specs, list) else [specs])
-    yield from _values_of(args, "--plugins+")
 
 
 def _check_files(args: Sequence[str]) -> None:

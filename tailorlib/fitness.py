@@ -171,6 +171,16 @@ class Fitness(ABC):
         """
         return ()
 
+    @property
+    def contents(self) -> Mapping[str, str]:
+        """Digests of the data and definitions that are scored, by name, after :meth:`setup`.
+
+        A study is resumed only with the same ones. Empty by default: texts that the fitness holds as attributes
+        (:class:`~tailorlib.text.TextSource`), fitnesses and names of files among them count without it. What else
+        decides a score belongs here; :func:`tailorlib.contents.digest_of` makes a digest.
+        """
+        return {}
+
     # -- The dense model ------------------------------------------------------------------------------------------
 
     @property

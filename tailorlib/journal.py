@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tailorlib.contents import Changes, Contents
 from tailorlib.exceptions import JournalError, TailorError, shown
 from tailorlib.files import replace_file
 from tailorlib.fitness import Measurement
@@ -46,6 +47,10 @@ HEADER_NAME = "journal.header.json"
 """A copy of the first line, for the day on which that is damaged."""
 RESCUED_NAME = "journal.rescued.jsonl"
 """What a process knew whose journal was changed by another one."""
+_WITHOUT_EFFECT = ("family.init_args.merge_cache_mib", "family.init_args.layer_cache_mib")
+"""Settings of the identity that change no digit of a score."""
+_PLACES = ("family.init_args.base", "family.init_args.candidates.")
+"""Settings that say where models lie."""
 MAX_LOST = 1_000_000
 """Most lost lines that a line stands for."""
 
@@ -60,6 +65,8 @@ class JournalHeader:
         layout: The family's layout, for reports; ``None`` where it isn't known.
         parameters: Number of parameters of the dense base model.
         layer_parameters: Number of parameters of each of its layers.
+        contents: What models, data and plugins were when the study began; ``None`` where it isn't known.
+        continues: The record in the same folder whose candidates this study starts over from, or ``None``.
         format: Version of the file format.
         study: A name of the study, which all of its lines bear; chosen when the journal is created.
     """
@@ -69,6 +76,8 @@ class JournalHeader:
     layout: FamilyLayout | None = None
     parameters: int | None = None
     layer_parameters: tuple[int, ...] | None = None
+    contents: Contents | None = None
+    continues: str | None = None
     format: int = FORMAT_VERSION
     study: str = ""
 
@@ -82,6 +91,8 @@ class JournalHeader:
             "parameters": self.parameters,
             "layer_parameters": self.layer_parameters,
             "identity": dict(self.identity),
+            "contents": None if self.contents is None else self.contents.to_dict(),
+            "continues": self.continues,
         }
 
     def line(self) -> bytes:
@@ -101,7 +112,7 @@ class JournalHeader:
             TypeError: If something is of the wrong type.
             ValueError: If something has a value that it can't have.
         """
-        layout, layers = data.get("layout"), data.get("layer_parameters")
+        layout, layers, contents = data.get("layout"), data.get("layer_parameters"), data.get("contents")
         if layout is not None:
             lists = {key: tuple(map(str, layout[key])) for key in ("candidates", "layer_types", "branches")}
             layout = FamilyLayout(num_layers=int(layout["num_layers"]), **lists)  # type: ignore[arg-type]
@@ -111,6 +122,8 @@ class JournalHeader:
             layout=layout,
             parameters=None if data.get("parameters") is None else int(data["parameters"]),
             layer_parameters=None if layers is None else tuple(map(int, layers)),
+            contents=None if contents is None else Contents.from_dict(contents),
+            continues=None if data.get("continues") is None else str(data["continues"]),
             format=int(data["format"]),
             study=str(data.get("study", "")),
         )
@@ -159,8 +172,7 @@ class Journal:
             if path.exists():
                 lock.release()
                 refuse_occupied(directory)
-            for name, text in (beside or {}).items():
-                replace_file(directory / name, text.encode())
+            _write_beside(directory, beside)
             for name in (HEADER_NAME, FILE_NAME):
                 replace_file(directory / name, header.line() + b"\n")
         except OSError as error:
@@ -200,15 +212,19 @@ class Journal:
         return journal
 
     @classmethod
-    def read(cls, directory: Path) -> Journal:
+    def read(cls, directory: Path, name: str = FILE_NAME) -> Journal:
         """Look into the record of a run, without locking or changing anything; nothing can be appended.
+
+        Args:
+            directory: The run folder.
+            name: The record's file; another one is a record that a later one started over from.
 
         Raises:
             JournalError: If there is no journal, or it is damaged before its last line.
         """
-        path = directory / FILE_NAME
+        path = directory / name
         if not path.is_file():
-            raise JournalError(f"A run folder has a {FILE_NAME}; {str(directory)!r} has none.")
+            raise JournalError(f"A run folder has a {name}; {str(directory)!r} has none.")
         return cls._load(path)[0]
 
     @property
@@ -280,19 +296,46 @@ class Journal:
         if self._lock is not None:
             self._lock.release()
 
-    def check_identity(self, identity: Mapping[str, Any]) -> None:
-        """Check that a recipe would make the same trials.
+    def differences(self, identity: Mapping[str, Any], contents: Contents) -> list[str]:
+        """Return what a study with another recipe or other contents would do otherwise, in words.
+
+        Args:
+            identity: The recipe's sections that decide the trials.
+            contents: What models, data and plugins are now.
+        """
+        known = self.header.contents
+        found = identity_differences(self.header.identity, identity, contents_known=known is not None)
+        named = [f"{where}: was {json.dumps(old)}, is {json.dumps(new)}" for where, (old, new) in found.items()]
+        changes = Changes() if known is None else known.changes(contents)
+        return [*named, *([f"{changes} changed"] if changes else [])]
+
+    def start_over(self, header: JournalHeader, beside: Mapping[str, str] | None = None) -> Journal:
+        """Begin a new record in the same folder; this one is kept beside it, as what the new one continues.
+
+        Args:
+            header: What the new trials depend on.
+            beside: Texts of other files of the run, by name.
+
+        Returns:
+            The new record, which has this one's lock.
 
         Raises:
-            JournalError: If not, naming every difference.
+            JournalError: If the folder can't be written; then this record is what it was.
         """
-        differences = _differences(self.header.identity, _plain(identity))
-        if differences:
-            raise JournalError(
-                "A study resumes with the recipe it began with; the recipe differs in "
-                + "; ".join(differences)
-                + ". Start a new study in another folder (study.directory), or undo the change."
-            )
+        folder, number = self.path.parent, 1
+        while (kept := self.path.with_name(f"{self.path.stem}.{number}{self.path.suffix}")).exists():
+            number += 1
+        header = replace(header, study=secrets.token_hex(4), continues=kept.name)
+        try:
+            replace_file(kept, self.path.read_bytes())
+            _write_beside(folder, beside)
+            for name in (FILE_NAME, HEADER_NAME):
+                replace_file(folder / name, header.line() + b"\n")
+        except OSError as error:
+            raise JournalError(f"The run folder {str(folder)!r} can't be written: {error}.") from error
+        journal = Journal(self.path, header, self._lock)
+        journal._file.adopt(2)
+        return journal
 
     # -- Writing --------------------------------------------------------------------------------------------------
 
@@ -543,12 +586,30 @@ def refuse_occupied(directory: Path) -> NoReturn:
     )
 
 
-def _plain(data: Any) -> Any:
-    return json.loads(json.dumps(data))
+def identity_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, contents_known: bool
+) -> dict[str, tuple[Any, Any]]:
+    """Return where two recipes would make other trials, and what stands there: (before, now).
+
+    Args:
+        old: The sections that decide the trials.
+        new: The same of another recipe.
+        contents_known: Whether the models' contents are compared, too: then it doesn't matter where they lie.
+    """
+    found = dict(_differences(old, json.loads(json.dumps(new))))
+    known = [w for w, pair in found.items() if contents_known and w.startswith(_PLACES) and None not in pair]
+    return {where: pair for where, pair in found.items() if where not in (*_WITHOUT_EFFECT, *known)}
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted({*old, *new})
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else k)]
-    return [] if old == new else [f"{where}: was {json.dumps(old)}, is {json.dumps(new)}"]
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{where}.{key}" if where else str(key))
+    elif old != new:
+        yield where, (old, new)
+
+
+def _write_beside(directory: Path, texts: Mapping[str, str] | None) -> None:
+    for name, text in (texts or {}).items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(directory / name, text.encode())

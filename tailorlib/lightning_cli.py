@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from jsonargparse import Namespace
@@ -13,7 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.light import LIGHT
 from tailorlib.parser_messages import clean_message, placed
+from tailorlib.plugins import class_names
 from tailorlib.recipe import SECTIONS, identity_of
+from tailorlib.registry import LOCAL
 from tailorlib.search import strategy  # noqa: F401 (registers the strategies by name)
 from tailorlib.search.module import SearchModule
 from tailorlib.search.study import Study
@@ -157,7 +159,20 @@ class TailorCLI(LightningCLI):
         parser = self._parser(self.subcommand)
         config = self._asked[self.subcommand]
         data = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
-        return {key: data[key] for key in (*SECTIONS, "plugins", "trainer") if key in data}
+        recipe = {key: data[key] for key in (*SECTIONS, "plugins", "trainer") if key in data}
+        return cast("dict[str, Any]", _short_names(recipe))
+
+
+def _short_names(data: Any) -> Any:
+    """Return plain data in which plugins of files have their short names: their modules are named by content."""
+    if isinstance(data, dict):
+        return {key: _short_names(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_short_names(value) for value in data]
+    if isinstance(data, str) and data.startswith(LOCAL):
+        short = data.rpartition(".")[2]
+        return short if short in class_names() else data
+    return data
 
 
 def _continue_run(settings: Namespace, study: Namespace, resume: str | None) -> None:

@@ -50,7 +50,7 @@ SECTIONS: Mapping[str, Callable[[ArgumentParser, str], object]] = {
 REQUIRED = ("family", "search_space", "optimizer", "fitness")
 IDENTITY = ("family", "search_space", "optimizer", "fitness", "warm_starts")
 OPTIONAL_IDENTITY = ("scheduler", "objectives")
-"""Sections that decide the trials; of ``study`` only seed, batch size and lengths do."""
+"""Sections that decide the trials; of ``study`` only seed, batch size and what changes digits of a score do."""
 MAX_BYTES = 1_000_000
 """Largest recipe: PyYAML reads about a megabyte a second."""
 _FIXED_CLASSES: Mapping[str, type] = {"validation": Validation, "benchmark": Benchmark, "study": StudySettings}
@@ -99,10 +99,12 @@ def missing_sections(given: Iterable[str], needed: Iterable[str] = REQUIRED) -> 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved recipe that decides the trials."""
     study = config.get("study") or {}
-    own = {key: study.get(key) for key in ("seed", "batch_size", "max_length")}
+    own = {key: study.get(key) for key in ("seed", "batch_size", "max_length", "tokens_per_batch")}
     if study.get("shards", 1) != 1:
         own["shards"] = study["shards"]
     optional = {key: config[key] for key in OPTIONAL_IDENTITY if config.get(key)}
+    if (validation := (config.get("validation") or {}).get("fitness")) is not None:
+        optional["validation"] = {"fitness": validation}  # recorded validations decide which trial is the result
     return {**{key: config.get(key) for key in IDENTITY}, **optional, "study": own}
 
 

@@ -10,6 +10,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -94,7 +97,7 @@ class Registry(Generic[T]):
         return cls
 
     def _local(self) -> dict[str, type[T]]:
-        local = [c for c in _subclasses(self.kind) if _is_named(c.__module__) and not inspect.isabstract(c)]
+        local = [c for c in _subclasses(self.kind) if _is_present(c) and not inspect.isabstract(c)]
         installed = self._entries()
         found: dict[str, type[T]] = {}
         for cls in local:
@@ -110,8 +113,30 @@ class Registry(Generic[T]):
         return found
 
 
+@dataclass(frozen=True)
+class PluginSource:
+    """Where a plugin that the user named comes from.
+
+    Args:
+        spec: What the user wrote.
+        module: Name of its module.
+        root: The folder that its files lie in.
+        files: Its file, or those of its package, and what it imported from beside it.
+    """
+
+    spec: str
+    module: str
+    root: Path
+    files: tuple[Path, ...]
+
+
 _named_modules: set[str] = set()
 """Modules that the user named with ``--plugins``; their classes need no entry point."""
+_sources: dict[str, PluginSource] = {}
+"""Where such modules come from, by name, also of those that are forgotten."""
+LOCAL = "tailorlib_local_"
+"""What the names of modules begin with that are files of the user's."""
+_LIBRARIES = frozenset({"site-packages", "dist-packages"})
 
 
 def named_modules() -> frozenset[str]:
@@ -119,43 +144,114 @@ def named_modules() -> frozenset[str]:
     return frozenset(_named_modules)
 
 
-def _is_named(module: str) -> bool:
-    return any(module == name or module.startswith(name + ".") for name in _named_modules)
+def _is_present(cls: type) -> bool:
+    """Say whether a class is of a module that the user named, as it is now and not as it was once imported."""
+    name = cls.__module__
+    named = any(name == module or name.startswith(module + ".") for module in _named_modules)
+    return named and getattr(sys.modules.get(name), cls.__name__, cls) is cls
 
 
-def load_plugin(spec: str) -> None:
+def plugin_sources() -> tuple[PluginSource, ...]:
+    """Return where the plugins that the user named come from; not those of installed packages."""
+    return tuple(_sources[name] for name in sorted(_named_modules & _sources.keys()))
+
+
+def load_plugin(spec: str, stored: Path | None = None) -> None:
     """Import a plugin that the user named: a ``.py`` file, or an importable module.
+
+    Args:
+        spec: What the user wrote.
+        stored: A copy to import instead: the file, or the folder that the module's copy lies in.
 
     Raises:
         PluginError: If it doesn't exist or its import fails.
     """
-    path = Path(spec)
-    if path.suffix != ".py":
+    before, path = set(sys.modules), stored or Path(spec)
+    name = _import_module(spec, stored) if Path(spec).suffix != ".py" else _import_file(spec, path)
+    for earlier in [
+        n for n, source in _sources.items() if source.spec == spec and n != name and n.startswith(LOCAL)
+    ]:
+        _named_modules.discard(earlier)  # in a process that lives on: another version of the same
+        sys.modules.pop(earlier, None)
+    _named_modules.add(name)
+    if name.startswith(LOCAL):
+        known = _sources.get(name)
+        beside = known.files[1:] if known is not None else tuple(_beside(path.resolve(), before))
+        _sources[name] = PluginSource(spec, name, path.resolve().parent, (path.resolve(), *beside))
+    elif (source := _source(spec)) is not None:
+        _sources[name] = source
+
+
+def _import_module(spec: str, folder: Path | None) -> str:
+    with _first_on_path(folder):
         try:
             with no_exit():
                 importlib.import_module(spec)
         except Exception as error:  # a name that is none, or whatever the user's module raises
             raise PluginError(f"--plugins takes a .py file or an importable module; {spec!r}: {error}.") from error
-        _named_modules.add(spec)
-        return
+    return spec
+
+
+def _import_file(spec: str, path: Path) -> str:
+    """Import a file as a module that is named by its content: a copy of it elsewhere is the same module."""
     if not path.is_file():
         raise PluginError(f"--plugins takes a .py file or an importable module; there is no file {spec!r}.")
-    name = f"tailorlib_local_{path.stem}_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PluginError(f"The plugin file {spec!r} can't be read: {error.strerror or error}.") from error
+    name = f"{LOCAL}{path.stem}_{hashlib.sha256(content).hexdigest()[:8]}"
     if name in sys.modules:  # imported before
-        _named_modules.add(name)
-        return
+        return name
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
-    _named_modules.add(name)
     try:
-        with no_exit():
+        with no_exit(), _first_on_path(path.parent if str(path) != spec else None):  # a copy: so is what is beside
             module_spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises is the user's to mend
         del sys.modules[name]
-        _named_modules.discard(name)
         raise PluginError(f"The plugin file {spec!r} failed: {type(error).__name__}: {error}.") from error
+    return name
+
+
+@contextmanager
+def _first_on_path(folder: Path | None) -> Iterator[None]:
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _source(module: str) -> PluginSource | None:
+    """Return where a module comes from; ``None`` if it is installed, or of no file."""
+    file, top = (getattr(sys.modules[name], "__file__", None) for name in (module, module.partition(".")[0]))
+    if file is None or _LIBRARIES & set(Path(file).parts):
+        return None
+    path = Path(file).resolve()
+    if top is None or Path(top).name != "__init__.py":
+        return PluginSource(module, module, path.parent, (path,))
+    folder = Path(top).resolve().parent
+    return PluginSource(module, module, folder.parent, tuple(sorted(folder.rglob("*.py"))))
+
+
+def _beside(path: Path, before: set[str]) -> list[Path]:
+    """Return the files of modules that a plugin's file was the first to import from its own folder."""
+    new = [module for name, module in list(sys.modules.items()) if name not in before]
+    files = {Path(file).resolve() for module in new if (file := getattr(module, "__file__", None)) is not None}
+    return sorted(
+        file
+        for file in files
+        if file != path
+        and file.suffix == ".py"
+        and file.is_relative_to(path.parent)
+        and not {*_LIBRARIES, "tailorlib", "tailorlib_strategies"} & set(file.relative_to(path.parent).parts)
+    )
 
 
 def _subclasses(cls: type[T]) -> list[type[T]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tailorlib.contents import digest_of
 from tailorlib.evaluation.documents import Document, chance, documents_of, fingerprint_of, signals_of
 from tailorlib.evaluation.packing import Request
 from tailorlib.evaluation.surroundings import lm_eval_seeds, quiet_lm_eval
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["TaskRequests", "TaskScores", "quiet_lm_eval"]
 
 _log = logging.getLogger(__name__)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
 
 class TaskRequests:
@@ -128,6 +132,16 @@ class TaskRequests:
                 for own in instances.values()
                 if own
             ]
+
+    def contents(self) -> dict[str, str]:
+        """Return a digest of each task: of its definition, its documents, and all that is asked about them."""
+        return {name: self._content_of(name, task) for name, task in self.tasks.items()}
+
+    def _content_of(self, name: str, task: Any) -> str:
+        definition = {k: v for k, v in task.dump_config().items() if k not in ("dataset_path", "dataset_kwargs")}
+        instances = [instance for own in self._instances[name].values() for instance in own]
+        asked = (_plain_text([instance.doc, instance.args]) for instance in instances)
+        return digest_of([_plain_text(definition), *asked])
 
     def generates(self, task: str) -> bool:
         """Say whether a task lets the model write."""
@@ -348,3 +362,18 @@ class TaskRequests:
                     self._engine.max_length,
                 )
         return counts
+
+
+def _plain_text(data: Any) -> str:
+    """Return the same text for the same data in every process: of what JSON has no word for, its type."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(entry) for entry in value]
+        if isinstance(value, str):
+            return _ADDRESS.sub("", value)  # of a function whose source isn't known
+        return value if isinstance(value, int | float | None) else type(value).__qualname__
+
+    return json.dumps(plain(data), sort_keys=True)

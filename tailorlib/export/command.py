@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from jsonargparse import ArgumentParser
 from rich.markup import escape
 
 from tailorlib.console import say, step
+from tailorlib.contents import Contents, used_models
 from tailorlib.exceptions import JournalError, RecipeError
 from tailorlib.export.card import CardInfo
 from tailorlib.export.export import export_model
@@ -18,8 +20,10 @@ from tailorlib.export.verify import verify_export
 from tailorlib.files import write_text
 from tailorlib.interchange import to_mergekit
 from tailorlib.journal import FILE_NAME, Journal
+from tailorlib.models.digests import model_contents
 from tailorlib.models.family import ModelFamily
 from tailorlib.pareto import study_result
+from tailorlib.plugin_sources import load_plugins_of
 from tailorlib.recipe import check_recipe, missing_sections, read_recipe
 from tailorlib.registry import load_plugin
 from tailorlib.tailoring import Tailoring
@@ -55,7 +59,9 @@ def export_command(args: Sequence[str]) -> bool:
     device = _device(recipe.get("trainer") or {})
     if device is None:
         return False
-    for spec in (*map(str, recipe.get("plugins") or ()), *_values(args, "--plugins")):
+    for file in files:
+        load_plugins_of(Path(file))
+    for spec in _values(args, "--plugins"):
         load_plugin(spec)
     family = {"family": recipe["family"]} if "family" in recipe else {}
     faults = check_recipe(family) + missing_sections([*family, *given], ("family",))
@@ -106,6 +112,10 @@ def export_verb(
     default = "model" if format == "hf" else "mergekit.yaml"
     target = Path(output) if output is not None else Path(str(run)) / default
     family.prepare()
+    if run is not None:
+        used = used_models(chosen) & family.sources.keys()
+        now = Contents({name: model_contents(family.sources[name]) for name in used})
+        require_scored(Path(run), now, models_only=True)
     if format == "mergekit":
         _write_configuration(family, chosen, target, overwrite)
         return
@@ -173,6 +183,30 @@ def choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailori
             )
         )
     return found.tailoring
+
+
+def require_scored(run: Path, now: Contents, *, models_only: bool = False) -> None:
+    """Check that what a run scored is what is there now.
+
+    Args:
+        run: The run folder; a folder without a record, such as an import's, has nothing to compare.
+        now: What is there now. Of models only those count that it has.
+        models_only: Compare no data and no plugins.
+
+    Raises:
+        JournalError: If something differs, with all differences.
+    """
+    recorded = Journal.read(run).header.contents if (run / FILE_NAME).exists() else None
+    if recorded is None:
+        return
+    models = {name: parts for name, parts in recorded.models.items() if name in now.models}
+    changes = (Contents(models) if models_only else replace(recorded, models=models)).changes(now)
+    if changes:
+        raise JournalError(
+            f"A run's scores belong to the content that was scored; since then {changes} changed. Undo the "
+            f"change; or score anew what it touches: tailor search --resume {run} --accept-changes; or take the "
+            f"tailoring without its score: --tailoring {run / 'tailoring.yaml'} --config {run / RECIPE_NAME}."
+        )
 
 
 def _parser(defaults: Mapping[str, Any]) -> ArgumentParser:

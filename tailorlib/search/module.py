@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
 
 from tailorlib.console import emit, say, step
+from tailorlib.contents import Contents
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError
 from tailorlib.fitness import Measurement, SampleResult
@@ -21,14 +24,18 @@ from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.shared import SharedFolder
 from tailorlib.pareto import knee, study_result
+from tailorlib.plugin_sources import plugin_copies
 from tailorlib.report.figures import front_figure, history_figure, importance_figure, layer_map_figure
+from tailorlib.search.campaign import Job
+from tailorlib.search.contents import study_contents
 from tailorlib.search.deaths import Deaths, count_deaths, drop_deaths
 from tailorlib.search.evaluator import Evaluator, Outcome, Part
 from tailorlib.search.pending import drop_pending, read_pending
 from tailorlib.search.proposer import Proposal, Replay
 from tailorlib.search.ranks import share_weights
-from tailorlib.search.sample_store import read_samples
+from tailorlib.search.sample_store import drop_samples, read_samples
 from tailorlib.search.sessions import changed_versions, environment, moment, recorded_dtype, session_facts
+from tailorlib.search.starting_over import Earlier, earlier_work
 from tailorlib.search.study import Study
 from tailorlib.search.tracking import Tracker
 from tailorlib.search.validator import Validator
@@ -51,14 +58,23 @@ class SearchModule(LightningModule):
         identity: The recipe's sections that decide the trials, as plain data; a resumed study must have the same.
         recipe: Text of the resolved recipe, kept in the run folder.
         resume: Continue the study in the run folder instead of starting one.
+        accept_changes: Where a resumed study's recipe or content is another one than it began with, start over
+            from its candidates instead of refusing.
     """
 
     def __init__(
-        self, study: Study, identity: Mapping[str, Any], *, recipe: str = "", resume: bool = False
+        self,
+        study: Study,
+        identity: Mapping[str, Any],
+        *,
+        recipe: str = "",
+        resume: bool = False,
+        accept_changes: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.study, self.identity, self.recipe, self.resume = study, identity, recipe, resume
+        self.accept_changes = accept_changes
         self.trials: list[Trial] = []
         self.dense: Measurement | None = None
         self.stopped: str | None = None
@@ -68,6 +84,9 @@ class SearchModule(LightningModule):
         self.resumed_at = 0
         """Number of the first trial that this process makes; the ones before were on record."""
         self._recorded: dict[int, Measurement] = {}
+        self._contents: Contents | None = None
+        self._starts_over = False
+        self._earlier = Earlier()
         self._dense_scores: dict[int, float] = {}
         self._engine: Engine | None = None
         self._journal: Journal | None = None
@@ -125,8 +144,9 @@ class SearchModule(LightningModule):
         """Prepare the family, the data and the journal; measure the dense model; collect the warm starts."""
         study, device = self.study, self.trainer.strategy.root_device
         self.prepare(device)
-        if self.resume and self.global_rank == 0:
-            self._journal = self._reopen()
+        if self.global_rank == 0:
+            self._contents = self._identified()
+            self._journal = self._reopen(self._contents) if self.resume else None
         self._load_family(device)
         recorded = self._open_journal()
         self._tracker = Tracker(self.loggers if self.global_rank == 0 else [], study.directory)
@@ -168,7 +188,7 @@ class SearchModule(LightningModule):
         """Evaluate one batch of candidates and tell the optimizer."""
         first, campaign = len(self.trials), self._campaign
         jobs = campaign.jobs(self.study.settings.batch_size)
-        recorded = [self._replay.lookup(first + i, job.proposal) for i, job in enumerate(jobs)]
+        recorded = [self._known(first + i, job) for i, job in enumerate(jobs)]
         new = [job for job, trial in zip(jobs, recorded, strict=True) if trial is None]
         best = self.incumbent
         tailorings, samples = [j.proposal.tailoring for j in new], [j.samples for j in new]
@@ -217,6 +237,14 @@ class SearchModule(LightningModule):
             self._journal = None
 
     # -- One trial ------------------------------------------------------------------------------------------------
+
+    def _known(self, number: int, job: Job) -> Trial | None:
+        """Return the recorded trial of that number, or what an earlier record says of the candidate."""
+        recorded = self._replay.lookup(number, job.proposal)
+        kept = self._earlier.kept.get((job.proposal.tailoring.digest, job.samples))
+        if recorded is not None or kept is None:
+            return recorded
+        return replace(kept, number=number, params=job.proposal.params, origin=job.proposal.origin, costs={})
 
     def _trial(self, number: int, proposal: Proposal, outcome: Outcome) -> Trial:
         found = outcome.measurement
@@ -293,18 +321,27 @@ class SearchModule(LightningModule):
 
     # -- Setup ----------------------------------------------------------------------------------------------------
 
-    def _reopen(self) -> Journal:
+    def _identified(self) -> Contents:
+        with step("Models, data and plugins identified by their content"):
+            return study_contents(self.study)
+
+    def _reopen(self, contents: Contents) -> Journal:
         journal = Journal.open(self.study.directory)
         if journal.recovered is not None:
             say(
                 f"[yellow]![/] The last line of {FILE_NAME} was torn ({len(journal.recovered)} characters); it "
                 "was cut off, and its trial is run again."
             )
-        try:
-            journal.check_identity(self.identity)
-        except JournalError:
+        differences = journal.differences(self.identity, contents)
+        if differences and not self.accept_changes:
             journal.close()
-            raise
+            raise JournalError(
+                "A study resumes with the recipe and the content that it began with; since then "
+                f"{'; '.join(differences)}. Undo the change; or start over from the candidates that were tried, "
+                "and score those anew that it touches, with --accept-changes; or begin a new study in another "
+                "folder (study.directory)."
+            )
+        self._starts_over = bool(differences)
         changed = changed_versions(journal)
         if changed:
             say(
@@ -327,22 +364,33 @@ class SearchModule(LightningModule):
     def _open_journal(self) -> list[Trial]:
         trials: list[Trial] = []
         if self.global_rank == 0:
+            beside = {"recipe.yaml": self.recipe, **plugin_copies()}
             if self._journal is None:
-                versions = {**environment(), "compute_dtype": self.study.family.dtype}
-                family = self.study.family
-                header = JournalHeader(
-                    self.identity,
-                    versions,
-                    family.layout,
-                    family.num_parameters(self.study.dense),
-                    family.layer_parameters(),
-                )
-                self._journal = Journal.create(self.study.directory, header, {"recipe.yaml": self.recipe})
+                self._journal = Journal.create(self.study.directory, self._header(), beside)
+            elif self._starts_over:
+                _drop_unfinished(self.study.directory)  # first: none of it may count for the new record
+                self._journal = self._journal.start_over(self._header(), beside)
+            self._earlier = earlier_work(self.study.directory, self._journal.header)
+            if self._starts_over:
+                number, touched = len(self._earlier.trials), self._earlier.touched
+                say(f"[green]✓[/] Starts over from {number} candidates; {touched} of them are scored anew")
             trials, self.dense = list(self._journal.trials), self._journal.dense
             self._recorded = dict(self._journal.validations)
             self._journal.begin_session(session_facts(self.trainer.world_size, self.trainer.strategy.root_device))
-        trials, self.dense, self._recorded = self.trainer.strategy.broadcast((trials, self.dense, self._recorded))
+        shared = (trials, self.dense, self._recorded, self._earlier)
+        trials, self.dense, self._recorded, self._earlier = self.trainer.strategy.broadcast(shared)
         return trials
+
+    def _header(self) -> JournalHeader:
+        family = self.study.family
+        return JournalHeader(
+            self.identity,
+            {**environment(), "compute_dtype": family.dtype},
+            family.layout,
+            family.num_parameters(self.study.dense),
+            family.layer_parameters(),
+            self._contents,
+        )
 
     def _recover_work(self, ranks: int) -> tuple[list[Part], dict[str, list[SampleResult]], dict[str, int]]:
         """Return what an interrupted run left: pieces of its last batch, results on samples, and deaths."""
@@ -350,13 +398,13 @@ class SearchModule(LightningModule):
         samples: dict[str, list[SampleResult]] = {}
         deaths: dict[str, int] = {}
         if self.global_rank == 0:
-            folder = self.study.directory
-            if self.resume:
+            folder, goes_on = self.study.directory, self.resume and not self._starts_over
+            if goes_on:
                 parts, samples = list(read_pending(folder)), read_samples(folder)
                 deaths = count_deaths(folder)
+                drop_pending(folder, ranks)
             else:
-                drop_deaths(folder)
-            drop_pending(folder, ranks if self.resume else 0)
+                _drop_unfinished(folder)
         return self.trainer.strategy.broadcast((parts, samples, deaths))
 
     def _measure_dense(self) -> None:
@@ -393,11 +441,21 @@ class SearchModule(LightningModule):
 
     def _warm_starts(self) -> list[tuple[str, Tailoring]]:
         context = self.study.context(self.engine)
-        starts: list[tuple[str, Tailoring]] = []
+        tried = [(trial.origin, context.in_space([trial.tailoring])) for trial in self._earlier.trials]
+        starts = [(origin, tailoring) for origin, found in tried for tailoring in found]
+        if len(starts) < len(tried):
+            say(f"[yellow]![/] {len(tried) - len(starts)} earlier candidates lie outside the search space now")
         for start in self.study.warm_starts:
             with step(f"Warm start {start.label}"):
                 starts += [(start.label, t) for t in start.starts(context)]
         return starts
+
+
+def _drop_unfinished(folder: Path) -> None:
+    """Forget what an earlier search in a folder had begun and not finished."""
+    drop_deaths(folder)
+    drop_samples(folder)
+    drop_pending(folder, 0)
 
 
 def _parts(measurement: Measurement) -> dict[str, float]:

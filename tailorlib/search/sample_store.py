@@ -50,3 +50,8 @@ def read_samples(folder: Path) -> dict[str, list[Any]]:
         if isinstance(digest, str) and isinstance(results, list) and start == len(known.get(digest, [])):
             known[digest] = [*known.get(digest, []), *results]
     return known
+
+
+def drop_samples(folder: Path) -> None:
+    """Forget what a run kept."""
+    (folder / FILE_NAME).unlink(missing_ok=True)

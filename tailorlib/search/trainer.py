@@ -21,7 +21,7 @@ from tailorlib.endings import OVERTIME, EndedEarly, Stopped, no_exit, note, rece
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import JournalError, RecipeError, TailorError
 from tailorlib.export import CardInfo, export_model
-from tailorlib.export.command import choose, export_verb
+from tailorlib.export.command import choose, export_verb, require_scored
 from tailorlib.files import os_message, refuse_existing, write_text
 from tailorlib.interchange import read_foreign
 from tailorlib.journal import FILE_NAME, Journal, refuse_occupied
@@ -34,6 +34,7 @@ from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
 from tailorlib.run_lock import archive
 from tailorlib.search.benchmark import run_benchmark
+from tailorlib.search.contents import study_contents
 from tailorlib.search.module import SearchModule
 from tailorlib.search.plan import plan_table
 from tailorlib.search.progress import SearchProgress
@@ -77,14 +78,17 @@ class TailorTrainer(Trainer):
         skip as many batches as were done: a resumed study goes through all of them again, with recorded results.
         """
 
-    def search(self, model: SearchModule, resume: str | None = None) -> None:
+    def search(self, model: SearchModule, resume: str | None = None, accept_changes: bool = False) -> None:
         """Search for the fittest tailoring, compare it with baselines, and write the model.
 
         Args:
             model: The search.
             resume: A run folder to continue; without --config its own recipe is used.
+            accept_changes: If the recipe, a model, a text, a task or a plugin of the resumed study has changed,
+                start over from the candidates that were tried, and score those anew that the change touches.
         """
         _check_folder(model.study)
+        model.accept_changes = accept_changes
         existing = model.study.settings.existing
         if existing == "resume" and (model.study.directory / FILE_NAME).exists():
             resume, model.resume = str(model.study.directory), True
@@ -154,7 +158,7 @@ class TailorTrainer(Trainer):
         chosen = choose(run, trial, tailoring)
         if run is not None:  # in the data type of the search, whatever is fastest here and now
             study.family.dtype = recorded_dtype(Journal.read(Path(run))) or study.family.dtype
-        engine = self._ready(study)
+        engine = self._ready(study, run)
         rows = run_benchmark(study, engine, chosen)
         say(render_table(rows))
         emit("benchmark", {"rows": [asdict(row) for row in rows]})
@@ -239,8 +243,10 @@ class TailorTrainer(Trainer):
         for registry in REGISTRIES:
             emit("plugins", {"of": registry.kind.__name__, "names": sorted(registry.load_all())})
 
-    def _ready(self, study: Study) -> Engine:
+    def _ready(self, study: Study, run: str | None) -> Engine:
         engine = study.prepare(self.strategy.root_device)
+        if run is not None:
+            require_scored(Path(run), study_contents(study))
         with step("Model family loaded"):
             study.family.load(self.strategy.root_device)
         study.observe_dense()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,20 @@ def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, family_folder: Path) -> dict[str, Any]:
+def recipe(tmp_path: Path, recipe_in: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """A recipe for the tiny family: 6 layers, 2 removed, 2 candidates."""
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    text = {"class_path": "PlainText", "init_args": {"path": str(tmp_path / "text.txt")}}
+    return recipe_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def recipe_in(family_folder: Path) -> Callable[[Path], dict[str, Any]]:
+    """Return a function that makes this recipe for a folder, with its text there."""
+    return partial(_tiny_recipe, family_folder=family_folder)
+
+
+def _tiny_recipe(folder: Path, family_folder: Path) -> dict[str, Any]:
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    text = {"class_path": "PlainText", "init_args": {"path": str(folder / "text.txt")}}
     perplexity = {
         "class_path": "Perplexity",
         "init_args": {"text": text, "context_length": 64, "max_tokens": None},
@@ -62,7 +73,7 @@ def recipe(tmp_path: Path, family_folder: Path) -> dict[str, Any]:
         "fitness": {"class_path": "WeightedMean", "init_args": {"parts": {"text": perplexity}}},
         "warm_starts": [{"class_path": "BlockInfluence", "init_args": {"text": text, "context_length": 64}}],
         "benchmark": {"fitness": perplexity, "baselines": ["RandomTailoring"]},
-        "study": {"directory": str(tmp_path / "run"), "trials": 8},
+        "study": {"directory": str(folder / "run"), "trials": 8},
         "trainer": {"accelerator": "cpu"},
     }
 

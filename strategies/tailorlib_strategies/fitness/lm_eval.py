@@ -141,6 +141,11 @@ class LMEval(Fitness):
         """One for each document."""
         return self._tasks.fingerprints()
 
+    @property
+    def contents(self) -> Mapping[str, str]:
+        """One digest for each task: of its definition, its documents, and what is asked of the model."""
+        return self._tasks.contents()
+
     def check(self) -> None:
         """Look the tasks up; their data is not loaded.
 
