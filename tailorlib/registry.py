@@ -5,6 +5,7 @@ Each extension point keeps its registry beside its base class: ``tailorlib.opera
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -166,20 +167,24 @@ def load_plugin(spec: str, stored: Path | None = None) -> None:
     Raises:
         PluginError: If it doesn't exist or its import fails.
     """
-    before, path = set(sys.modules), stored or Path(spec)
+    path = stored or Path(spec)
     name = _import_module(spec, stored) if Path(spec).suffix != ".py" else _import_file(spec, path)
-    for earlier in [
-        n for n, source in _sources.items() if source.spec == spec and n != name and n.startswith(LOCAL)
-    ]:
-        _named_modules.discard(earlier)  # in a process that lives on: another version of the same
-        sys.modules.pop(earlier, None)
+    _forget_versions(spec, name)
     _named_modules.add(name)
-    if name.startswith(LOCAL):
-        known = _sources.get(name)
-        beside = known.files[1:] if known is not None else tuple(_beside(path.resolve(), before))
-        _sources[name] = PluginSource(spec, name, path.resolve().parent, (path.resolve(), *beside))
-    elif (source := _source(spec)) is not None:
-        _sources[name] = source
+    file = path.resolve()
+    own = (
+        PluginSource(spec, name, file.parent, (file, *_beside(file))) if name.startswith(LOCAL) else _source(spec)
+    )
+    if own is not None:
+        _sources[name] = own
+
+
+def _forget_versions(spec: str, name: str) -> None:
+    """Forget, in a process that lives on, other versions of a file that is loaded again."""
+    for other, source in _sources.items():
+        if source.spec == spec and other != name and other.startswith(LOCAL):
+            _named_modules.discard(other)
+            sys.modules.pop(other, None)
 
 
 def _import_module(spec: str, folder: Path | None) -> str:
@@ -188,7 +193,8 @@ def _import_module(spec: str, folder: Path | None) -> str:
             with no_exit():
                 importlib.import_module(spec)
         except Exception as error:  # a name that is none, or whatever the user's module raises
-            raise PluginError(f"--plugins takes a .py file or an importable module; {spec!r}: {error}.") from error
+            message = f"--plugins takes a .py file or an importable module; {spec!r}: {error}."
+            raise PluginError(message) from error
     return spec
 
 
@@ -240,18 +246,28 @@ def _source(module: str) -> PluginSource | None:
     return PluginSource(module, module, folder.parent, tuple(sorted(folder.rglob("*.py"))))
 
 
-def _beside(path: Path, before: set[str]) -> list[Path]:
-    """Return the files of modules that a plugin's file was the first to import from its own folder."""
-    new = [module for name, module in list(sys.modules.items()) if name not in before]
-    files = {Path(file).resolve() for module in new if (file := getattr(module, "__file__", None)) is not None}
-    return sorted(
-        file
-        for file in files
-        if file != path
-        and file.suffix == ".py"
-        and file.is_relative_to(path.parent)
-        and not {*_LIBRARIES, "tailorlib", "tailorlib_strategies"} & set(file.relative_to(path.parent).parts)
-    )
+def _beside(path: Path) -> list[Path]:
+    """Return the files that a plugin's file, and these in turn, import from its own folder."""
+    found: dict[Path, None] = {}
+    waiting = [path]
+    while waiting:
+        for name in _imported(waiting.pop()):
+            file = getattr(sys.modules.get(name), "__file__", None)
+            own = Path(file).resolve() if file is not None else path
+            if own.parent == path.parent and own not in (path, *found):
+                found[own] = None
+                waiting.append(own)
+            elif own.name == "__init__.py" and own.parent.parent == path.parent and own not in found:
+                found |= dict.fromkeys(sorted(own.parent.rglob("*.py")))
+    return list(found)
+
+
+def _imported(file: Path) -> set[str]:
+    """Return the top-level names of the modules that a source names in its imports."""
+    nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level]
+    return {name.partition(".")[0] for name in names} - {"tailorlib", "tailorlib_strategies"}
 
 
 def _subclasses(cls: type[T]) -> list[type[T]]:

@@ -20,6 +20,7 @@ from tailorlib.cli import main
 from tailorlib.contents import used_models
 from tailorlib.journal import FILE_NAME, read_trials
 from tailorlib.models import digests
+from tailorlib.plugin_sources import plugin_copies, source_of
 
 Write = Callable[[dict[str, Any]], str]
 
@@ -222,6 +223,7 @@ def test_a_plugin_is_loaded_from_the_run_folder_from_anywhere(
     assert all(t.metrics["steep/score"] > 0 for t in read_trials(run)[1])
 
 
+@pytest.mark.slow
 def test_another_version_of_a_plugin_is_refused(own: dict[str, Any], write: Write, tmp_path: Path) -> None:
     recipe, run = write(own), str(tmp_path / "run")
     assert main(["search", "--config", recipe]) == 0
@@ -232,6 +234,28 @@ def test_another_version_of_a_plugin_is_refused(own: dict[str, Any], write: Writ
         assert done.returncode == 2
         assert "the plugin steep.py changed" in done.stderr
         replace(tmp_path / "run/plugins/steep.py", "1.0 *", "3.0 *") if "--config" in args else None
+
+
+def test_a_plugin_is_known_by_its_source_and_by_what_it_imports_from_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "beside_it.py").write_text("FACTOR = 1.0\n")
+    plugin = tmp_path / "one_plugin.py"
+    found = []
+    for line in ("", "# another version\n"):
+        plugin.write_text("import beside_it\n" + line)
+        registry.load_plugin(str(plugin))
+        (source,) = registry.plugin_sources()
+        found.append(source_of(source.module))
+    (tmp_path / "beside_it.py").write_text("FACTOR = 2.0\n")
+    found.append(source_of(source.module))
+    assert [label for label, _ in filter(None, found)] == ["one_plugin.py"] * 3
+    assert len({digest for _, digest in filter(None, found)}) == 3
+    copies = plugin_copies()
+    assert copies["plugins/one_plugin.py"].endswith("# another version\n")
+    assert copies["plugins/beside_it.py"] == "FACTOR = 2.0\n"
+    assert json.loads(copies["plugins/index.json"]) == {str(plugin): "one_plugin.py"}
 
 
 def test_accepted_changes_score_anew_what_they_touch_and_nothing_else(
