@@ -214,7 +214,7 @@ def _import_file(spec: str, path: Path) -> str:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
-        with no_exit(), _first_on_path(path.parent if str(path) != spec else None):  # a copy: so is what is beside
+        with no_exit(), _first_on_path(path.parent if str(path) != spec else None):  # copies lie together
             module_spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises is the user's to mend
         del sys.modules[name]
