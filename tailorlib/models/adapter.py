@@ -154,6 +154,10 @@ class AdapterCheckpoint(Checkpoint):
         """Return the base for a tensor that the adapter leaves alone."""
         return (self, name) if name in self._pairs else self.base.origin(name)
 
+    def file_bytes(self) -> int:
+        """Return the bytes of the adapter's own file."""
+        return self._own.file_bytes()
+
     def where(self, name: str) -> str:
         """Return the adapter's file for a tensor that it changes, else the base's."""
         return str(self.folder / WEIGHTS) if name in self._pairs else self.base.where(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,10 @@ class Checkpoint(ABC):
     def maps(self, name: str) -> bool:
         """Say whether :meth:`tensor` returns a view of a mapped file, and not a tensor in memory of its own."""
         return False
+
+    def file_bytes(self) -> int:
+        """Return the bytes of its files' tensors."""
+        return sum(prod(self.shape(name)) * self.dtype(name).itemsize for name in self.keys())
 
     def where(self, name: str) -> str:
         """Return where a tensor is stored, for error messages."""

@@ -15,7 +15,8 @@ from tailorlib.limits import MEBIBYTES, Limits, limit_faults
 from tailorlib.models.architecture import Architecture, layer_kinds
 from tailorlib.models.assembly import Assembly
 from tailorlib.models.checkpoint import Checkpoint
-from tailorlib.models.opening import Opened, note_on, open_base, open_candidate, with_own_head
+from tailorlib.models.opening import Opened, note_on, with_own_head
+from tailorlib.models.outline import Planned, outline_base, outline_candidate
 from tailorlib.models.precision import DTYPES, DtypeName, compute_dtype
 from tailorlib.models.quantization import QUANTIZATIONS, QuantizationName
 from tailorlib.models.shared import SharedTensors, folder_digest
@@ -88,10 +89,15 @@ class ModelFamily:
         self._assembly: Assembly | None = None
         self._stitcher: Stitcher | None = None
         self._shared: SharedTensors | None = None
+        self._planned: Planned | None = None
 
     def _sources(self) -> tuple[str, dict[str, str]]:
         """Return the references of base and candidates; a subclass may create models first."""
         return self.base, self.candidates
+
+    def _plan(self) -> Planned:
+        """Return what :meth:`_sources` will return; a subclass that creates models there creates none here."""
+        return Planned(*self._sources())
 
     def prepare(self) -> None:
         """Find all models, open their checkpoints and check that they belong together; no weight is read.
@@ -99,11 +105,41 @@ class ModelFamily:
         Raises:
             RecipeError: With every fault of every model.
         """
-        if self._assembly is not None:
-            return
+        if self._assembly is None or self._planned is not None:
+            self._planned = None
+            self._open(Planned(*self._sources()), build=True)
+
+    def outline(self) -> None:
+        """Do what :meth:`prepare` does without making, converting or fetching weights: a plan needs none.
+
+        Names, shapes and data types are those that the models will have. :meth:`load` prepares all the same.
+
+        Raises:
+            RecipeError: With every fault of every model.
+        """
+        if self._assembly is None:
+            planned = self._plan()
+            self._open(planned, build=False)
+            self._planned = planned
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether :meth:`load` gathers layer statistics, unless the cache has them."""
+        return bool(self._required)
+
+    @property
+    def first(self) -> tuple[str, ...]:
+        """What :meth:`prepare` still has to do after :meth:`outline`, as sentences without a full stop."""
+        if self._planned is None:
+            return ()
+        sources, references = self._sources_found, self._references
+        absent = {n: references[n] for n, source in sources.items() if source.outlined and n in references}
+        return tuple(f"{name} is {_verb(ref)} first, once" for name, ref in absent.items()) + self._planned.first
+
+    def _open(self, planned: Planned, *, build: bool) -> None:
         faults = self._setting_faults()
-        base, candidates = self._sources()
-        self._references = {**candidates, BASE: base}
+        base, candidates = planned.base, dict(planned.candidates)
+        self._references = {n: r for n, r in {**candidates, BASE: base}.items() if isinstance(r, str)}
         if BASE in candidates:
             faults.append("No candidate may be called 'base': it is the base model's name. Rename it.")
             candidates = {k: v for k, v in candidates.items() if k != BASE}
@@ -115,13 +151,13 @@ class ModelFamily:
             candidates = {k: v for k, v in candidates.items() if k not in nameless}
         faults += self._trust_faults((BASE, *candidates))
         try:
-            opened = open_base(base, trusted=self._trusts(BASE))
+            opened = outline_base(base, trusted=self._trusts(BASE), build=build)
         except ModelError as error:
             raise RecipeError([*faults, f"base: {error}"]) from error
         found: dict[str, Opened] = {}
         for name, reference in candidates.items():
             try:
-                found[name] = open_candidate(opened, name, reference, trusted=self._trusts(name))
+                found[name] = outline_candidate(opened, name, reference, trusted=self._trusts(name), build=build)
             except ModelError as error:
                 faults.append(f"candidate {name!r}: {error}")
         if faults:
@@ -399,6 +435,10 @@ _LIMITS: Limits = {
     "calibration_tokens": (1, 2**40),
     "layer_cache_mib": MEBIBYTES,
 }
+
+
+def _verb(reference: str) -> str:
+    return "converted" if reference.partition("#")[0].endswith(".gguf") else "fetched"
 
 
 def _names(listed: object) -> Sequence[str] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.markup import escape
 
 from tailorlib.console import say
 from tailorlib.exceptions import ModelError
-from tailorlib.models.cache import build_once, cache_root
+from tailorlib.models.cache import build_once, cache_root, is_sealed
 
 FORMAT = 1
 """Version of the conversion; a new one makes every file be converted again."""
@@ -32,26 +33,65 @@ def converted(file: Path, digest: str) -> Path:
     return build_once(target, lambda folder: _convert(file, folder))
 
 
-def _convert(file: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def outlined(file: Path, digest: str) -> tuple[Path, bool]:
+    """Return a folder with what a conversion writes but the weights, and whether it has them after all.
 
-    say(f"Converting {escape(file.name)}, once: the result is kept in the cache")
+    Args:
+        file: The GGUF file.
+        digest: Its SHA-256 checksum.
+
+    Raises:
+        ModelError: If transformers can't read the file's header.
+    """
+    target = cache_root() / "gguf" / f"{digest[:32]}-v{FORMAT}"
+    if is_sealed(target):
+        return target, True
+    return build_once(target.with_name(f"{target.name}-outline"), lambda folder: _outline(file, folder)), False
+
+
+def _outline(file: Path, folder: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    with _reading(file):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    plain = _plain(config)
+    plain.dtype = torch.bfloat16
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
     try:
         with redirect_stderr(io.StringIO()):  # transformers draws bars that nothing else turns off
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
-            )
+            yield
     except Exception as error:  # transformers and gguf raise many kinds for a file that they can't read
         raise ModelError(
             f"The GGUF file {str(file)!r} can't be converted: {type(error).__name__}: {error}. Give a "
             "transformers folder of the model instead."
         ) from error
-    # a de-quantised model refuses save_pretrained, so it is made anew from its config
-    settings: dict[str, Any] = loaded.config.to_dict()
+
+
+def _plain(config: Any) -> Any:
+    """Return a config without what it says of its file."""
+    settings: dict[str, Any] = config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"):
         settings.pop(key, None)
-    config = type(loaded.config)(**settings)
+    return type(config)(**settings)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    say(f"Converting {escape(file.name)}, once: the result is kept in the cache")
+    with _reading(file):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+    # a de-quantised model refuses save_pretrained, so it is made anew from its config
+    config = _plain(loaded.config)
     with torch.device("meta"):
         plain = type(loaded)(config)
     # buffers that no checkpoint holds stay behind; only parameters and persistent buffers are saved

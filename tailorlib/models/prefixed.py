@@ -42,6 +42,10 @@ class PrefixedCheckpoint(Checkpoint):
         """Return the checkpoint that really holds a tensor, and its name there."""
         return self.inner.origin(self._inner_name(name))
 
+    def file_bytes(self) -> int:
+        """Return the bytes of its files' tensors."""
+        return self.inner.file_bytes()
+
     def where(self, name: str) -> str:
         """Return where a tensor is stored, for error messages."""
         return self.inner.where(self._inner_name(name))

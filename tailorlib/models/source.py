@@ -21,7 +21,8 @@ from pathlib import Path
 from tailorlib.exceptions import ModelError, shown
 from tailorlib.models import adapter, checkpoint
 from tailorlib.models.cache import sha256_of
-from tailorlib.models.gguf import converted
+from tailorlib.models.gguf import converted, outlined
+from tailorlib.models.header import parse_index
 
 _DESCRIPTION = (
     *("config.json", "generation_config.json", adapter.CONFIG, checkpoint.INDEX, "README.md"),
@@ -51,20 +52,24 @@ class ModelSource:
         folder: A local folder with a config and weights, or with an adapter.
         is_adapter: Whether it is an adapter, which needs the base.
         trust_remote_code: Whether Python code that lies beside the model may be run.
+        outlined: Whether the folder has config and tokenizer alone: the weights were not fetched or converted.
     """
 
     folder: Path
     is_adapter: bool
     trust_remote_code: bool = False
+    outlined: bool = False
 
 
-def resolve(reference: str, *, trust_remote_code: bool = False) -> ModelSource:
+def resolve(reference: str, *, trust_remote_code: bool = False, build: bool = True) -> ModelSource:
     """Find the folder that a model reference stands for; fetch or convert the model if need be.
 
     Args:
         reference: What a recipe says.
         trust_remote_code: Whether Python code that lies beside the model may be run, and is fetched with it. A
             GGUF file has none.
+        build: Whether to convert and to fetch weights; if not, config and tokenizer have to do where weights are
+            not there yet.
 
     Raises:
         ModelError: If it leads nowhere, or the checksum is another one.
@@ -79,7 +84,10 @@ def resolve(reference: str, *, trust_remote_code: bool = False) -> ModelSource:
             raise ModelError(f"The model file {str(file)!r} doesn't exist. Correct the path.")
         digest = sha256_of(file)
         _compare(digest, expected, reference)
-        return ModelSource(converted(file, digest), is_adapter=False)
+        if build:
+            return ModelSource(converted(file, digest), is_adapter=False)
+        folder, whole = outlined(file, digest)
+        return ModelSource(folder, is_adapter=False, outlined=not whole)
     folder = path_of(location)
     if folder.is_file():
         what = f"{location!r} is a file"
@@ -87,7 +95,9 @@ def resolve(reference: str, *, trust_remote_code: bool = False) -> ModelSource:
             raise ModelError(checkpoint.refused_pickle(what))
         raise ModelError(f"A model is given by its folder; {what}. Name the folder that it lies in.")
     if not folder.is_dir():
-        folder = _fetch(location, trust_remote_code)
+        folder = _fetch(location, trust_remote_code, build)
+        if not build and not _has_weights(folder):
+            return ModelSource(folder, (folder / adapter.CONFIG).is_file(), trust_remote_code, outlined=True)
     source = ModelSource(folder, (folder / adapter.CONFIG).is_file(), trust_remote_code)
     if expected:
         weights = folder / (adapter.WEIGHTS if source.is_adapter else checkpoint.SINGLE)
@@ -98,6 +108,17 @@ def resolve(reference: str, *, trust_remote_code: bool = False) -> ModelSource:
             )
         _compare(sha256_of(weights), expected, reference)
     return source
+
+
+def _has_weights(folder: Path) -> bool:
+    """Say whether all weights of a model were fetched."""
+    if any((folder / name).is_file() for name in (checkpoint.SINGLE, adapter.WEIGHTS)):
+        return True
+    index = folder / checkpoint.INDEX
+    try:
+        return index.is_file() and all((folder / f).is_file() for f in parse_index(index.read_bytes()).values())
+    except (OSError, ValueError):
+        return True  # whoever opens it says what is wrong
 
 
 def path_of(location: str) -> Path:
@@ -141,7 +162,7 @@ def _package_file(location: str) -> Path:
     return found
 
 
-def _fetch(location: str, with_code: bool) -> Path:
+def _fetch(location: str, with_code: bool, with_weights: bool) -> Path:
     if not _HUB_ID.match(location) or location.startswith("."):
         raise ModelError(
             f"A model is a folder, a .gguf file, 'package:NAME/FILE.gguf' or a hub id 'organisation/name'; there "
@@ -153,7 +174,7 @@ def _fetch(location: str, with_code: bool) -> Path:
         folder = _snapshot(name, revision, described)
         if _COMMIT.match(folder.name):  # the weights are of the same commit as their index
             revision = folder.name
-        for files in _weights(folder):
+        for files in _weights(folder) if with_weights else ():
             folder = _snapshot(name, revision, files)
     except ModelError:
         raise

@@ -96,6 +96,10 @@ class AlignedCheckpoint(Checkpoint):
         """Return the checkpoint that really holds a tensor: this one for the vocabulary's."""
         return (self, name) if name in self.names else self.candidate.origin(name)
 
+    def file_bytes(self) -> int:
+        """Return the bytes of the candidate's files."""
+        return self.candidate.file_bytes()
+
     def where(self, name: str) -> str:
         """Return where a tensor is stored; two places if some rows are the base's."""
         if name not in self.names:

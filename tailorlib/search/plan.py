@@ -1,4 +1,4 @@
-"""The plan of a study: its size, memory and time, told before any weight is read.
+"""The plan of a study: its size, memory and time, told before any weight is made, fetched or read.
 
 Time is calibrated and not guessed: the study's own fitness is evaluated on models of the family's config with one
 layer and with a few, of random weights. The difference gives the cost of a layer, the rest is that of embeddings,
@@ -9,50 +9,35 @@ of the optimizer tells how many layers have to run, and how many merges no cache
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from math import prod
 from statistics import fmean
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tailorlib.console import step
+from tailorlib.console import bar, say
 from tailorlib.exceptions import EvaluationError
 from tailorlib.models.architecture import cut_config, tailored_config
 from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.quantization import Quantizer
 from tailorlib.operation import MergeOperation
+from tailorlib.search.footprint import EXAMPLES, Memory, example, memory
 from tailorlib.search.rehearsal import Step, rehearse
 from tailorlib.search.study import Study
-from tailorlib.seeding import numpy_generator, torch_generator
+from tailorlib.seeding import torch_generator
 from tailorlib.tailoring import BASE, SELECT, LayerPlan, Tailoring
 
 _CALIBRATED = 8
 """Number of layers of the larger model: with fewer, the difference of two times is mostly noise."""
 _REHEARSED = 48
 """Number of trials that are rehearsed: enough to leave the beginning, where the caches are empty."""
-_EXAMPLES = 32
-"""Number of random tailorings that show how many layers are kept."""
-_BYTES_PER_PARAMETER = {"nf4": 0.52, "fp4": 0.52, "int8": 1.01}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a study holds and reads; it follows from shapes and settings alone.
-
-    Args:
-        device_bytes: Memory of the family on the device, once every layer of every model was used.
-        cache_bytes: Memory that merged layers and hidden states may take beside it.
-        disk_bytes: Bytes of the checkpoints that are mapped from disk.
-    """
-
-    device_bytes: int
-    cache_bytes: int
-    disk_bytes: int
+_TURNS = 3
+"""How often each model of a calibration is evaluated; the shortest time counts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +46,7 @@ class Estimate(Memory):
 
     Args:
         seconds_per_trial: Evaluation of a candidate, and the merges that no cache has.
-        seconds: The whole search; loading, the dense model and the benchmark are not counted.
+        seconds: The trials of the whole search, and nothing else: see :func:`not_timed`.
         merge_seconds: Share of a trial that goes into merges.
         reused: Share of the layers that don't have to run, in [0, 1].
         share: Share of the samples that a trial is scored on, on average, in (0, 1].
@@ -74,22 +59,11 @@ class Estimate(Memory):
     share: float
 
 
-def memory(study: Study, device: torch.device) -> Memory:
-    """Say what a study holds on a device; nothing is calibrated, and any device can be asked about.
-
-    Args:
-        study: A prepared study.
-        device: Where it would run.
-    """
-    dtype = compute_dtype(study.family.dtype, device)
-    return Memory(_device_bytes(study, dtype), _cache_bytes(study, dtype), sum(_disk_bytes(study)))
-
-
 def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
     """Calibrate on the device and say what a study takes; the study is prepared, the family not loaded.
 
     Args:
-        study: A prepared study.
+        study: A prepared study, or one whose family is outlined.
         device: Where to calibrate.
         devices: Number of such devices that share the work.
 
@@ -97,15 +71,18 @@ def estimate(study: Study, device: torch.device, devices: int = 1) -> Estimate:
         EvaluationError: If the fitness can't be evaluated on a model of random weights.
     """
     dtype = compute_dtype(study.family.dtype, device)
-    steps = rehearse(study, min(_REHEARSED, study.settings.trials), dtype) or [
-        Step(example, len(example.layers), ()) for example in [_example(study, 0)]
-    ]
-    few = min(_CALIBRATED, len(steps[0].tailoring.layers))
-    one, several = _seconds(study, few, device, dtype)
+    with bar(f"Calibrating on {device.type}", 2 + 2 * _TURNS) as advance:
+        steps = rehearse(study, min(_REHEARSED, study.settings.trials), dtype) or [
+            Step(drawn, len(drawn.layers), ()) for drawn in [example(study, 0)]
+        ]
+        advance()
+        few = min(_CALIBRATED, len(steps[0].tailoring.layers))
+        one, several = _seconds(study, few, device, dtype, advance)
+        merging = _merge_seconds(study, [plan for step in steps for plan in step.merged], device) / len(steps)
+        advance()
     per_layer = max(several - one, 0.0) / max(1, few - 1)
     share = fmean(step.share for step in steps)
     run = fmean(step.layers_run * step.share for step in steps) / share
-    merging = _merge_seconds(study, [plan for step in steps for plan in step.merged], device) / len(steps)
     trial = max(one + (run - 1) * per_layer, 0.0) * share + merging
     trials = study.settings.trials / share  # a scheduler makes more of them, each on fewer samples
     return Estimate(
@@ -122,7 +99,7 @@ def plan_table(study: Study, device: torch.device, devices: int = 1, calibrate: 
     """Return models, layers, parameters, size of the space, memory and time as a table.
 
     Args:
-        study: A prepared study.
+        study: A prepared study, or one whose family is outlined.
         device: Where it would run.
         devices: Number of such devices that share the work.
         calibrate: Whether to measure the time on the device. Without, the rest is said at once, for models of any
@@ -130,11 +107,13 @@ def plan_table(study: Study, device: torch.device, devices: int = 1, calibrate: 
     """
     family, layout, size = study.family, study.family.layout, study.space.size()
     dense = family.num_parameters(Tailoring.whole(BASE, layout.num_layers))
-    examples = sorted((_example(study, i) for i in range(_EXAMPLES)), key=lambda e: len(e.layers))
+    examples = sorted((example(study, i) for i in range(EXAMPLES)), key=lambda e: len(e.layers))
     least, most = examples[0], examples[-1]
     found = memory(study, device)
     table = Table(show_header=False, title="Plan", title_justify="left")
-    table.add_row("models", f"{len(layout.models)}: {', '.join(layout.models)}")
+    table.add_row("models", escape(f"{len(layout.models)}: {', '.join(layout.models)}"))
+    for number, sentence in enumerate(family.first):
+        table.add_row("" if number else "before it", escape(sentence))
     kept = _range(len(least.layers), len(most.layers), "")
     table.add_row("layers", f"{layout.num_layers}, of which {kept} are kept")
     tailored = _range(family.num_parameters(least) / 1e6, family.num_parameters(most) / 1e6, ".1f")
@@ -145,16 +124,29 @@ def plan_table(study: Study, device: torch.device, devices: int = 1, calibrate: 
     dtype = dtype_name(compute_dtype(family.dtype, device))
     precision = dtype if family.quantization == "none" else f"{family.quantization}, computing in {dtype}"
     cache = f", caches up to {found.cache_bytes / 1e9:.2f} GB" if found.cache_bytes else ""
-    table.add_row("memory", f"{found.device_bytes / 1e9:.2f} GB on {device.type} in {precision}{cache}")
-    table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints, read when needed")
+    mapped = f" ({found.mapped_bytes / 1e9:.2f} GB of it mapped files)" if found.mapped_bytes else ""
+    table.add_row("memory", f"{found.device_bytes / 1e9:.2f} GB on {device.type} in {precision}{mapped}{cache}")
+    adapters = f", {found.adapter_bytes / 1e9:.2f} GB of them adapters" if found.adapter_bytes else ""
+    table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints{adapters}, read when needed")
     if calibrate:
         _add_times(table, study, device, devices)
+        table.add_row("not timed", escape(", ".join(not_timed(study))))
     return table
 
 
+def not_timed(study: Study) -> list[str]:
+    """Return what a search does beside its trials, in words: how long that takes is not known before."""
+    found = [*study.family.first, "loading the models", "scoring the dense model"]
+    if study.family.calibrates:
+        found.append("gathering layer statistics")
+    found += [f"the warm start {start.label}" for start in study.warm_starts]
+    found += [f"the {section}" for section in study.fitnesses if section != "fitness"]
+    return found + (["writing the model"] if study.settings.export else [])
+
+
 def _add_times(table: Table, study: Study, device: torch.device, devices: int) -> None:
-    with step(f"Calibrated on {device.type}"):
-        found = estimate(study, device, devices)
+    found = estimate(study, device, devices)
+    say(f"[green]✓[/] Calibrated on {device.type}")
     merging = f", {found.merge_seconds:.2f} of them merging" if found.merge_seconds >= 0.005 else ""
     reused = f"; about {found.reused:.0%} of the layers are known from earlier trials" if found.reused else ""
     some = f" on {found.share:.0%} of the samples" if found.share < 1 else ""
@@ -185,17 +177,15 @@ def _range(low: float, high: float, spec: str) -> str:
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
-def _example(study: Study, number: int) -> Tailoring:
-    return study.space.decode(study.space.sample(numpy_generator("plan", number)), seed=study.settings.seed)
-
-
-def _seconds(study: Study, layers: int, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """Return the times of evaluating a model of one layer and of more: the shortest of three, in turns."""
+def _seconds(
+    study: Study, layers: int, device: torch.device, dtype: torch.dtype, advance: Callable[[], None]
+) -> tuple[float, float]:
+    """Return the times of evaluating a model of one layer and of more: the shortest of some, in turns."""
     model = _random_model(study, min(layers, 2), device, dtype)
     parent, _, name = study.family.architecture.layers.rpartition(".")
     distinct = list(model.get_submodule(study.family.architecture.layers))
     taken: dict[int, list[float]] = {1: [], layers: []}
-    for _ in range(3):
+    for _ in range(_TURNS):
         for number, seconds in taken.items():
             repeated = [
                 i % len(distinct) for i in range(number)
@@ -210,6 +200,7 @@ def _seconds(study: Study, layers: int, device: torch.device, dtype: torch.dtype
                 study.fitness.evaluate(model)
             _synchronise(device)
             seconds.append(time.perf_counter() - start)
+            advance()
     return min(taken[1]), min(taken[layers])
 
 
@@ -227,20 +218,6 @@ def _random_model(study: Study, layers: int, device: torch.device, dtype: torch.
             quantizer.convert(layer)
             quantizer.assign(layer, quantizer.quantize(layer, tensors))
     return model.requires_grad_(False).eval().to(device)
-
-
-def _cache_bytes(study: Study, dtype: torch.dtype) -> int:
-    """Return what merged layers and hidden states may take on the device.
-
-    The merged layers of the present tailoring are held whatever the budget is: of a large model that is more.
-    """
-    merged = 0
-    if study.space.operations() or not all(p.is_selection for p in _example(study, 0).layers):
-        most = max((_example(study, i) for i in range(_EXAMPLES)), key=lambda example: len(example.layers))
-        merged = max(
-            study.family.merge_cache_mib << 20, int(sum(_layer_bytes(study, p, dtype) for p in most.layers))
-        )
-    return merged + (study.settings.prefix_cache_mib << 20)
 
 
 def _merge_seconds(study: Study, layers: Sequence[LayerPlan], device: torch.device) -> float:
@@ -277,27 +254,6 @@ def _one_merge(operation: MergeOperation, plan: LayerPlan, study: Study, device:
         _synchronise(device)
         taken = time.perf_counter() - start
     return taken
-
-
-def _device_bytes(study: Study, dtype: torch.dtype) -> int:
-    """Return the memory of the whole family, should the search come to use every part of it."""
-    family = study.family
-    layers = sum(_layer_bytes(study, p, dtype) for p in Tailoring.whole(BASE, family.layout.num_layers).layers)
-    outer = sum(prod(shape) for _, shape, _ in family.assembly.outer_shapes())
-    return int(len(family.layout.models) * (layers + outer * dtype.itemsize))
-
-
-def _layer_bytes(study: Study, plan: LayerPlan, dtype: torch.dtype) -> float:
-    """Return the memory of one layer; a quantised family's matrices take less than the rest."""
-    per_matrix = _BYTES_PER_PARAMETER.get(study.family.quantization, dtype.itemsize)
-    shapes = [shape for _, shape, _ in study.family.assembly.layer_shapes(plan)]
-    return sum(prod(shape) * (per_matrix if len(shape) > 1 else dtype.itemsize) for shape in shapes)
-
-
-def _disk_bytes(study: Study) -> Iterator[int]:
-    for checkpoint in study.family.checkpoints.values():
-        own = (name for name in checkpoint.keys() if checkpoint.origin(name)[0] is checkpoint)  # noqa: SIM118
-        yield sum(prod(checkpoint.shape(name)) * checkpoint.dtype(name).itemsize for name in own)
 
 
 def _synchronise(device: torch.device) -> None:

@@ -170,8 +170,12 @@ class Study:
         """The run folder."""
         return Path(self.settings.directory)
 
-    def prepare(self, device: torch.device) -> Engine:
+    def prepare(self, device: torch.device, *, build: bool = True) -> Engine:
         """Check everything that can be checked, compile the data, and return the evaluation engine.
+
+        Args:
+            device: Where candidates are going to run.
+            build: Whether the family may make, convert or fetch models; if not, :attr:`family` is only outlined.
 
         Raises:
             RecipeError: With all faults that were found.
@@ -183,7 +187,7 @@ class Study:
             with _collect(faults, section):
                 fitness.check()
         with _collect(faults, "family"):
-            self.family.prepare()
+            self.family.prepare() if build else self.family.outline()
             with _collect(faults, "search_space"):
                 self.space.setup(self.family.layout)
                 with _collect(faults, "family"):

@@ -215,7 +215,7 @@ class TailorTrainer(Trainer):
         say(f"  tailor export {escape(output)}")
 
     def plan(self, model: SearchModule, calibrate: bool = True) -> None:
-        """Say what a recipe would do, without reading weights: `tailor plan --config RECIPE`.
+        """Say what a recipe would do: `tailor plan --config RECIPE`. No model is trained, converted or fetched.
 
         Args:
             model: The search to plan.
@@ -223,7 +223,7 @@ class TailorTrainer(Trainer):
             here.
         """
         study = model.study
-        study.prepare(self.strategy.root_device)
+        study.prepare(self.strategy.root_device, build=False)
         table = plan_table(study, self.strategy.root_device, self.world_size, calibrate=calibrate)
         say(table)
         emit("plan", dict(zip(*(column.cells for column in table.columns), strict=True)))

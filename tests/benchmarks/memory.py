@@ -123,47 +123,45 @@ def measure(
 
 
 def report(name: str, found: dict[str, Any]) -> None:
-    """Print one process's memory and the limits that it is held to."""
+    """Print a row of what a family in full precision takes, against (K + 1) models."""
     live, sizes = dict(found["live"]), found["sizes"]
     mapped, merged = live.pop("mapped"), live.pop("merged")
     models = len(live)
     whole = models * (sizes["inner"] + sizes["outer"]) * sizes["width"]
-    print(
-        f"{name}: live {sum(live.values()) / MEBI:,.0f} MiB, of which mapped {mapped / MEBI:,.0f}, merged "
-        f"{merged / MEBI:,.0f}; own {found['own'] / MEBI:,.0f}, Rss {found['Rss'] / MEBI:,.0f}, Pss "
-        f"{found['Pss'] / MEBI:,.0f}, Uss {found['Uss'] / MEBI:,.0f} MiB; {found['seconds']:.0f} s"
-    )
-    print(
-        f"    {models} models x {whole / models / MEBI:,.0f} MiB = {whole / MEBI:,.0f} MiB: live "
-        f"{sum(live.values()) / whole:.3f}, own {found['own'] / whole:.3f}, Rss {found['Rss'] / whole:.3f} of it; "
-        f"limit 1.1: {'kept' if max(sum(live.values()), found['own']) <= 1.1 * whole else 'broken'}"
-    )
+    held = sum(live.values()) + merged
+    kept = "kept" if max(held, found["own"]) <= 1.1 * whole else "**broken**"
+    share, each = max(held, found["own"]) / whole, whole / models / MEBI
+    limit = f"{share:.3f} of {models} models of {each:,.0f} MiB; 1.1 is {kept}"
+    row(name, held, mapped, found, limit)
 
 
 def report_quantised(name: str, found: dict[str, Any]) -> None:
-    """Print the bytes per parameter of the quantised matrices."""
+    """Print a row of what a quantised family takes, against bytes per parameter of the quantised matrices."""
     live, sizes = dict(found["live"]), found["sizes"]
-    live = {model: size for model, size in live.items() if model not in ("mapped", "merged")}
-    models = len(live)
-    plain = (sizes["inner"] - sizes["matrices"] + sizes["outer"]) * sizes["width"] * models
-    each = (sum(live.values()) - plain) / (models * sizes["matrices"])
-    verdict = f" (limit 0.6: {'kept' if each <= 0.6 else 'broken'})" if name != "int8" else ""
-    print(
-        f"{name}: {each:.3f} bytes per parameter of quantised matrices{verdict}; live "
-        f"{sum(live.values()) / MEBI:,.0f} MiB, own {found['own'] / MEBI:,.0f}, Rss {found['Rss'] / MEBI:,.0f} "
-        f"MiB for {models} models; {found['seconds']:.0f} s"
+    mapped, merged = live.pop("mapped"), live.pop("merged")
+    plain = (sizes["inner"] - sizes["matrices"] + sizes["outer"]) * sizes["width"] * len(live)
+    each = (sum(live.values()) - plain) / (len(live) * sizes["matrices"])
+    verdict = f"; 0.6 is {'kept' if each <= 0.6 else '**broken**'}" if name != "int8" else ""
+    row(
+        name,
+        sum(live.values()) + merged,
+        mapped,
+        found,
+        f"{each:.3f} bytes per parameter of the matrices{verdict}",
     )
+
+
+def row(name: str, held: float, mapped: float, found: dict[str, Any], limit: str) -> None:
+    """Print a row of the table."""
+    sizes = " | ".join(f"{size / MEBI:,.0f}" for size in (held, mapped, found["own"], found["Rss"]))
+    print(f"| {name} | {sizes} | {limit} | {found['seconds']:.0f} |", flush=True)
 
 
 def report_together(name: str, found: list[dict[str, Any]]) -> float:
-    """Print what several processes take together, and return the sum of their Pss."""
-    together = float(sum(result["Pss"] for result in found))
-    written = " + ".join(str(result["written"]) for result in found)
-    print(
-        f"{len(found)} processes, {name}: Pss together {together / MEBI:,.0f} MiB, own "
-        f"{sum(result['own'] for result in found) / MEBI:,.0f} MiB; groups of tensors written: {written}; "
-        f"{max(result['seconds'] for result in found):.0f} s"
-    )
+    """Print a row of what several processes take together, and return the sum of their Pss."""
+    together, own = (float(sum(result[key] for result in found)) for key in ("Pss", "own"))
+    seconds = max(result["seconds"] for result in found)
+    print(f"| {name} | {together / MEBI:,.0f} | {own / MEBI:,.0f} | {seconds:.0f} |", flush=True)
     return together
 
 
@@ -189,19 +187,23 @@ def main() -> None:
     print(f"versions: tailorlib {version('tailorlib')}, torch {version('torch')}")
     print(f"command: {shlex.join(sys.argv)}")
     numbers: dict[str, Any] = {}
+    print("\n| | live layers, MiB | of it mapped | own, MiB | resident, MiB | limit | took, s |")
+    print("| --- | ---: | ---: | ---: | ---: | --- | ---: |")
     for dtype in dict.fromkeys(("float32", args.stored)):
         (numbers[dtype],) = measure(args, {"dtype": dtype})
         report(dtype, numbers[dtype])
     for kind in ("nf4", "fp4", "int8"):
         (numbers[kind],) = measure(args, {"dtype": "float32", "quantization": kind})
         report_quantised(kind, numbers[kind])
+    print(f"\n| {args.processes} processes, float32 | proportional set size, MiB | own, MiB | took, s |")
+    print("| --- | ---: | ---: | ---: |")
     private = numbers["private"] = measure(args, {"dtype": "float32"}, args.processes)
-    before = report_together("float32, each for itself", private)
+    before = report_together("each for itself", private)
     with ExitStack() as stack:
         folder = stack.enter_context(SharedFolder(args.parent))
         shared = numbers["shared"] = measure(args, {"dtype": "float32"}, args.processes, str(folder.path))
-    after = report_together("float32, shared", shared)
-    print(f"    shared / each for itself: {after / before:.3f}; at best {1 / args.processes:.3f}")
+    after = report_together("shared", shared)
+    print(f"\nShared, they take {after / before:.2f} times as much; at best {1 / args.processes:.2f}.")
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1), encoding="utf-8")
 

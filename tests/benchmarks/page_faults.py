@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import resource
+import shlex
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -97,12 +100,10 @@ def usage() -> tuple[float, ...]:
     return float(used.ru_minflt), used.ru_utime, used.ru_stime, time.perf_counter()
 
 
-def rows(models: dict[str, str | None], trials: int, tokens: int) -> list[str]:
-    """Measure all models and return a table in markdown."""
-    table = [
-        "| model | freed memory | page faults a trial | user, s | system, s | wall, s | peak, GiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def rows(models: dict[str, str | None], trials: int, tokens: int) -> Iterator[str]:
+    """Measure all models, and yield the lines of a table in markdown."""
+    yield "| model | freed memory | page faults a trial | user, s | system, s | wall, s | peak, GiB |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     for name, reference in models.items():
         for keep in (False, True):
             context = get_context("spawn")
@@ -114,8 +115,7 @@ def rows(models: dict[str, str | None], trials: int, tokens: int) -> list[str]:
                 raise SystemExit(f"{name} ended with {process.exitcode}")
             found: Found = answers.get()
             numbers = f"{found.faults:,.0f} | {found.user:.2f} | {found.system:.2f} | {found.wall:.2f}"
-            table.append(f"| {name} | {'kept' if keep else 'given back'} | {numbers} | {found.peak:.2f} |")
-    return table
+            yield f"| {name} | {'kept' if keep else 'given back'} | {numbers} | {found.peak:.2f} |"
 
 
 def main() -> None:
@@ -125,8 +125,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=4096, help="scored by perplexity in each trial")
     args = parser.parse_args()
-    models = {**{reference: reference for reference in args.model}, "270M, 262k tokens": None}
-    print("\n".join(rows(models, args.trials, args.tokens)))
+    print(f"command: {shlex.join(sys.argv)}\n")
+    models = {**{ref.rpartition("/")[2].partition("#")[0]: ref for ref in args.model}, "270M, 262k tokens": None}
+    for line in rows(models, args.trials, args.tokens):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

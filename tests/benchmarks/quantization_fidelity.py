@@ -109,18 +109,16 @@ def main() -> None:
     tailorings = candidates(args)
     near = slice(len(tailorings) - len(tailorings) // 2, None)
     full, what = losses(args, "none", tailorings)
-    print(f"{args.dtype}: {len(full)} tailorings, {full.mean():.3f} +- {full.std():.3f} nats per token", end="")
-    print(f", near the good one {full[near].mean():.3f} +- {full[near].std():.3f}; {what}", flush=True)
+    few = len(full[near])
+    ranked = f"the best one's rank in {args.dtype}"
+    print(f"\n| | all {len(full)} | the {few} near the good one | {ranked} | nats per token, mean | took |")
+    print("| --- | ---: | ---: | ---: | ---: | --- |")
+    print(f"| {args.dtype} | 1 | 1 | 1 | {full.mean():.3f} | {what} |", flush=True)
     for kind in args.kinds:
         rounded, what = losses(args, kind, tailorings)
-        correlation = spearmanr(full, rounded).statistic
-        print(
-            f"{kind}: {rounded.mean():.3f} +- {rounded.std():.3f}; rank correlation {correlation:.3f}, near the "
-            f"good one {spearmanr(full[near], rounded[near]).statistic:.3f}; "
-            f"the best by {kind} is number {int(np.argsort(np.argsort(full))[rounded.argmin()]) + 1} "
-            f"in {args.dtype}; {what}",
-            flush=True,
-        )
+        both = spearmanr(full, rounded).statistic, spearmanr(full[near], rounded[near]).statistic
+        rank = int(np.argsort(np.argsort(full))[rounded.argmin()]) + 1
+        print(f"| {kind} | {both[0]:.3f} | {both[1]:.3f} | {rank} | {rounded.mean():.3f} | {what} |", flush=True)
 
 
 if __name__ == "__main__":

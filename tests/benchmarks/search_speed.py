@@ -3,10 +3,11 @@
 
 A search over zero-shot HellaSwag, ARC-easy and PIQA, or over 5-shot MMLU, proposes candidates. Then:
 
-- The peers' way: candidates, evenly spread over the search, are merged through files (by tailorlib's own exporter,
+- The peers' way: candidates, evenly spread over the search and each right after its trial, are merged through
+  files (by tailorlib's own exporter,
   which is faster than ``mergekit-yaml``), loaded with ``from_pretrained`` and scored with
   ``lm_eval.simple_evaluate`` and HFLM. The metrics must be the same.
-- Ablations: the first candidates of the search once more, each time with one idea switched off.
+- Ablations: the first candidates of the search twice more, each time with one idea switched off.
 - Fidelities: candidates by successive halving (a ninth of the samples for all, a third for the best third, all for
   the best ninth), each rung going on from the one before, against all samples for all candidates.
 
@@ -82,6 +83,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace, tasks: Path) -> None:
         self.args, self.tasks, self.device = args, tasks, torch.device(args.device)
         self.names, self.shots = ([MMLU], 5) if args.mmlu else (list(ZERO_SHOT), None)
+        each = f"{args.mmlu} subjects x {args.questions}" if args.mmlu else f"{args.questions} each"
+        self.label = f"MMLU, 5-shot, {each}" if args.mmlu else f"HellaSwag, ARC-easy, PIQA, zero-shot, {each}"
 
     def study(self, **settings: Any) -> tuple[Study, Engine]:
         """Return a fresh study: family, fitness and caches of its own."""
@@ -105,9 +108,16 @@ class Bench:
         study.family.load(self.device)
         return study, engine
 
-    def search(self) -> tuple[list[Trial], list[float]]:
-        """Run the search; return its trials, and the wall time of each, the optimizer's share included."""
+    def search(self, peers: int) -> tuple[list[Trial], list[float], list[float]]:
+        """Run the search, and the peers' way of some trials right after them.
+
+        Returns:
+            The trials; the wall time of each, the optimizer's share included; the wall times of the peers' way.
+        """
         study, engine = self.study()
+        exporting, _ = self.study()
+        spread = {i * self.args.trials // peers for i in range(peers)} if peers else set()
+        theirs: list[float] = []
         evaluator = Evaluator(study, engine)
         evaluator.measure(study.dense)
         proposer = Proposer(study.space, study.optimizer, seed=self.args.seed)
@@ -122,7 +132,10 @@ class Bench:
             proposer.tell(trials[-1:])
             seconds.append(time.perf_counter() - start)
             _progress("search", len(trials), self.args.trials, seconds[-1])
-        return trials, seconds
+            if trials[-1].number in spread:
+                theirs.append(self.peer(exporting, trials[-1]))
+                _progress("peers", len(theirs), peers, theirs[-1])
+        return trials, seconds, theirs
 
     def replay(self, trials: Sequence[Trial], off: str | None) -> list[float]:
         """Evaluate the candidates of a search again with one idea switched off; return the wall time of each."""
@@ -156,43 +169,37 @@ class Bench:
                 assert same, f"the same candidate scores differently without {off}: {found} and {trial.fitness}"
         return seconds
 
-    def peers(self, trials: Sequence[Trial]) -> Iterator[float]:
-        """Merge each candidate through files and score a fresh model; yield the wall time of each."""
+    def peer(self, study: Study, trial: Trial) -> float:
+        """Merge a candidate through files and score a fresh model; return the wall time."""
         import lm_eval
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
-        study, _ = self.study()
-        for i, trial in enumerate(trials):
-            start = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder, quiet_lm_eval():
-                export_model(study.family, trial.tailoring, Path(folder) / "model")
-                model = AutoModelForCausalLM.from_pretrained(
-                    Path(folder) / "model", dtype=getattr(torch, self.args.dtype)
-                ).to(self.device)
-                tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "model")
-                lm = HFLM(
-                    pretrained=model,
-                    tokenizer=tokenizer,
-                    batch_size=self.args.batch_size,
-                    max_length=MAX_LENGTH,
-                )
-                results = lm_eval.simple_evaluate(
-                    lm,
-                    tasks=list(self.names),
-                    limit=self.args.questions,
-                    num_fewshot=self.shots,
-                    task_manager=TaskManager(include_path=str(self.tasks), include_defaults=False),
-                    bootstrap_iters=0,
-                    log_samples=False,
-                )
-            seconds = time.perf_counter() - start
-            for task in (t for t in results["results"] if f"{t}/acc" in trial.metrics):
-                theirs = results["results"][task]["acc,none"]
-                # the file is in the checkpoints' data type: a choice at the edge may fall the other way
-                assert abs(theirs - trial.metrics[f"{task}/acc"]) <= 1 / self.args.questions + 1e-9, task
-            _progress("peers", i + 1, len(trials), seconds)
-            yield seconds
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder, quiet_lm_eval():
+            export_model(study.family, trial.tailoring, Path(folder) / "model")
+            model = AutoModelForCausalLM.from_pretrained(
+                Path(folder) / "model", dtype=getattr(torch, self.args.dtype)
+            ).to(self.device)
+            tokenizer = AutoTokenizer.from_pretrained(Path(folder) / "model")
+            lm = HFLM(
+                pretrained=model, tokenizer=tokenizer, batch_size=self.args.batch_size, max_length=MAX_LENGTH
+            )
+            results = lm_eval.simple_evaluate(
+                lm,
+                tasks=list(self.names),
+                limit=self.args.questions,
+                num_fewshot=self.shots,
+                task_manager=TaskManager(include_path=str(self.tasks), include_defaults=False),
+                bootstrap_iters=0,
+                log_samples=False,
+            )
+        seconds = time.perf_counter() - start
+        for task in (t for t in results["results"] if f"{t}/acc" in trial.metrics):
+            theirs = results["results"][task]["acc,none"]
+            # the file is in the checkpoints' data type: a choice at the edge may fall the other way
+            assert abs(theirs - trial.metrics[f"{task}/acc"]) <= 1 / self.args.questions + 1e-9, task
+        return seconds
 
     def halving(self, trials: Sequence[Trial]) -> tuple[float, float, float, bool]:
         """Return seconds of all samples for all, and of successive halving; rank correlation; same winner."""
@@ -268,38 +275,37 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_tasks(args.data, Path(folder), args.mmlu or 1)
         bench = Bench(args, Path(folder))
-        trials, seconds = bench.search()
-        spread = [trials[i * len(trials) // args.peer_trials] for i in range(args.peer_trials)]
-        theirs = list(bench.peers(spread))
-        own = statistics.mean(seconds)
-        print(f"\nsearch: {own:.2f} s a trial, mean of {len(trials)}; ", end="")
-        print(f"peers' way: {statistics.mean(theirs):.2f} s, mean of {len(theirs)}; ", end="")
-        print(f"ratio {statistics.mean(theirs) / own:.2f}")
-        reused = statistics.mean(t.reused_layers for t in trials)
-        merges, again = (sum(t.costs[k] for t in trials) for k in ("merges", "merges_reused"))
-        print(f"  {reused:.0%} of layers and {again / max(1, merges + again):.0%} of merged layers reused\n")
+        trials, seconds, theirs = bench.search(args.peer_trials)
+        own, reused = statistics.mean(seconds), statistics.mean(t.reused_layers for t in trials)
+        print("\n| questions of a trial | trials | tailorlib, s a trial | peers' way, s | ratio | layers reused |")
+        print("| --- | ---: | ---: | ---: | ---: | ---: |")
+        peer = f"{statistics.mean(theirs):.2f} ({len(theirs)} of them)" if theirs else ""
+        ratio = f"**{statistics.mean(theirs) / own:.2f}**" if theirs else ""
+        print(f"| {bench.label} | {len(trials)} | {own:.2f} | {peer} | {ratio} | {reused:.0%} |", flush=True)
         if args.ablation_trials:
             table(bench, trials[: args.ablation_trials])
         if args.halving_trials:
             whole, spent, rho, same = bench.halving(trials[: args.halving_trials])
-            print(f"\n{args.halving_trials} candidates, all samples: {whole:.1f} s; successive halving: ", end="")
-            print(f"{spent:.1f} s, ratio {whole / spent:.2f}; ", end="")
-            print(f"rank correlation of the first rung with all samples {rho:.2f}; ", end="")
-            print("same winner" if same else "another winner")
+            print("\n| candidates | all samples, s | successive halving, s | ratio | rank correlation | winner |")
+            print("| ---: | ---: | ---: | ---: | ---: | --- |")
+            numbers = f"{whole:.1f} | {spent:.1f} | **{whole / spent:.2f}** | {rho:.2f}"
+            print(f"| {args.halving_trials} | {numbers} | {'the same' if same else 'another'} |")
 
 
 def table(bench: Bench, trials: Sequence[Trial]) -> None:
-    """Print what each idea is worth, over the same candidates."""
-    ideas = ["prefix reuse", "packing", "head at scored positions", "merge cache"]
-    ideas += ["stitching by reference", "compiled tasks", "everything"]
-    whole = [statistics.mean(bench.replay(trials, None))]
-    rows = [(idea, statistics.mean(bench.replay(trials, idea))) for idea in ideas]
-    whole.append(statistics.mean(bench.replay(trials, None)))  # the machine may have changed meanwhile
-    base = statistics.mean(whole)
-    print(f"ablation over {len(trials)} candidates: {whole[0]:.2f} and {whole[1]:.2f} s a trial with all ideas\n")
-    print(f"{'without':28s}{'s a trial':>12s}{'times as long':>16s}")
-    for idea, seconds in rows:
-        print(f"{idea:28s}{seconds:12.2f}{seconds / base:16.2f}")
+    """Print what each idea is worth, over the same candidates; a second round goes through the arms backwards."""
+    arms = [None, "packing", "prefix reuse", "head at scored positions", "compiled tasks", "merge cache"]
+    arms += ["stitching by reference", "everything"]
+    seconds: dict[str | None, list[float]] = {arm: [] for arm in arms}
+    for arm in (*arms, *reversed(arms)):
+        seconds[arm].append(statistics.mean(bench.replay(trials, arm)))
+        print(f"  without {arm or 'nothing'}: {seconds[arm][-1]:.2f} s a trial", flush=True)
+    base = statistics.mean(seconds[None])
+    print(f"\n| without ({len(trials)} candidates) | s a trial, both rounds | times as long |")
+    print("| --- | ---: | ---: |")
+    for arm in arms:
+        rounds = " and ".join(f"{taken:.2f}" for taken in seconds[arm])
+        print(f"| {arm or 'nothing'} | {rounds} | {statistics.mean(seconds[arm]) / base:.2f} |")
 
 
 if __name__ == "__main__":

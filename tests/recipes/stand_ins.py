@@ -7,6 +7,7 @@ a length. `tailor plan` reads no more of a model than that.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -328,6 +329,7 @@ def comment_of(path: Path, rows: Mapping[str, str]) -> dict[str, str]:
     """
     recipe = read_recipe(path)
     said = {key: rows[key].replace(" on cpu", "") for key in ("parameters", "memory", "files")}
+    said["memory"] = re.sub(r" \([^()]* mapped files\)", "", said["memory"])  # on a CPU alone
     if (
         recipe["family"]["class_path"] != "ModelFamily"
     ):  # its variants' files are adapters, and its time was measured

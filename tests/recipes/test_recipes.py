@@ -167,9 +167,10 @@ def test_the_memory_of_a_recipe_is_that_of_its_models_and_of_what_may_be_merged(
     norms, outer, gib = 2 * 4096, 2 * 128256 * 4096 + 4096, 2**30
     assert 32 * (layer + norms) + outer == model
     said = {
-        "llama-3-8b": (4 * 2 * model, 24 * 2 * (layer + norms) + gib),  # 24 merged layers are more than a GiB
+        # embeddings and head are the base's; 24 merged layers are more than a GiB
+        "llama-3-8b": (4 * 2 * 32 * (layer + norms) + 2 * outer, 24 * 2 * (layer + norms) + gib),
         "one-gpu-24gb": (
-            3 * (32 * (0.52 * layer + 2 * norms) + 2 * outer),
+            3 * 32 * (0.52 * layer + 2 * norms) + 2 * outer,
             24 * (0.52 * layer + 2 * norms) + gib / 4,
         ),
     }

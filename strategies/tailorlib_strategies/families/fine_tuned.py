@@ -14,8 +14,9 @@ from rich.table import Table
 from tailorlib.console import say
 from tailorlib.exceptions import ModelError
 from tailorlib.models.adapter import CONFIG, WEIGHTS
-from tailorlib.models.cache import build_once, cache_root, sha256_of
+from tailorlib.models.cache import build_once, cache_root, is_sealed, sha256_of
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.outline import Planned, Unbuilt
 from tailorlib.models.own_code import code_files, place_code
 from tailorlib.models.precision import compute_dtype
 from tailorlib.models.source import ModelSource, resolve
@@ -85,6 +86,26 @@ class FineTunedFamily(ModelFamily):
         if self.reports:
             say(comparison_table(self.reports))
         return self.base, {name: str(folder) for name, folder in folders.items()}
+
+    def _plan(self) -> Planned:
+        source = resolve(self.base, trust_remote_code=self._trusts(BASE), build=False)
+        if source.is_adapter:
+            return Planned(self.base)
+        adapters = cache_root() / "adapters"
+        # what is made of a base that is not there yet is not there either, nor anything in an empty cache
+        content = _content(source) if adapters.is_dir() and not source.outlined else None
+        candidates: dict[str, str | Unbuilt] = {}
+        steps = 0
+        for name, fine_tuning in self.variants.items():
+            folder = adapters / fine_tuning.digest(content or "")
+            if content is not None and is_sealed(folder) and _is_whole(folder):
+                candidates[name] = str(folder)
+            else:
+                candidates[name] = Unbuilt(lora_rank=fine_tuning.rank)
+                steps += fine_tuning.steps
+        absent = [name for name, what in candidates.items() if isinstance(what, Unbuilt)]
+        training = f"{', '.join(absent)} are trained first, once: about {steps:,} steps"
+        return Planned(self.base, candidates, (training,) if absent else ())
 
     def _variant(self, base: ModelSource, content: str, name: str, fine_tuning: FineTuning) -> Path:
         """Return the folder of a variant's adapter, trained now if it is not in the cache."""

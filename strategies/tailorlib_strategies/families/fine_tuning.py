@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,11 @@ class FineTuning:
             faults.append(f"FineTuning takes a context_length of 2 or more, got {self.context_length}.")
         if faults:
             raise RecipeError(faults)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the training, if the text has as many tokens."""
+        return math.ceil(max(1, self.tokens // self.context_length) / self.batch_size)
 
     def documents(self) -> tuple[Sequence[str], Sequence[str]]:
         """Return the documents to train on and those to compare on; none is in both.
