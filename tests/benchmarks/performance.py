@@ -3,8 +3,8 @@
 
 Each section of the page is one command of a script beside this one, whose arms take turns. What was measured is
 kept in a file as it is done: the same command goes on where it was stopped, and measures nothing twice. The rate
-of square matrix products is measured before and after each section. ``--write`` puts the tables between the marks of
-the page. Example::
+of square matrix products is measured before and after each section. ``--write`` puts the tables between the marks
+of the page. Example::
 
     python tests/benchmarks/performance.py --data DATA --family FOLDER --results performance.json --write
 """
