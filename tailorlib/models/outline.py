@@ -164,11 +164,11 @@ def outline_candidate(base: Base, name: str, what: str | Unbuilt, *, trusted: bo
     """
     tied = bool(base.config.tie_word_embeddings)
     if isinstance(what, Unbuilt):
-        source = ModelSource(base.source.folder, is_adapter=what.lora_rank is not None, outlined=True)
+        nowhere = ModelSource(base.source.folder, is_adapter=what.lora_rank is not None, outlined=True)
         checkpoint = (
             _like(base, base.config) if what.lora_rank is None else _lora(base, _linear(base), what.lora_rank)
         )
-        return Opened(source, checkpoint, checkpoint, own_head=not tied)
+        return Opened(nowhere, checkpoint, checkpoint, own_head=not tied)
     source = None if build else resolve(what, trust_remote_code=trusted, build=False)
     if source is None or not source.outlined:
         return open_candidate(base, name, what, trusted=trusted)
