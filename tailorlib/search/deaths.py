@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from tailorlib.exceptions import JournalError
 from tailorlib.plain_data import plain
@@ -38,6 +39,7 @@ class Deaths:
         self._most, self._excused = most, False
         self.counts: Mapping[str, int] = {}
         """Deaths by what was begun; the same on all ranks."""
+        _LIVE.add(self)
 
     @contextmanager
     def watch(self, name: str) -> Iterator[None]:
@@ -48,6 +50,8 @@ class Deaths:
         mark = {"name": name, "id": secrets.token_hex(8), **_machine()}
         with suppress(OSError):  # a full disk stops the search at its journal
             self._path.write_bytes(encode(plain(mark, "A mark"), 1))
+        if self._excused:  # by a signal that came meanwhile
+            self._remove()
         try:
             yield
         finally:
@@ -72,6 +76,15 @@ class Deaths:
         if self._path is not None:
             with suppress(OSError):
                 self._path.unlink(missing_ok=True)
+
+
+_LIVE: WeakSet[Deaths] = WeakSet()
+
+
+def excuse_all() -> None:
+    """Excuse this process: what is in hand is not to blame if it is killed now. Signal handlers may call it."""
+    for deaths in list(_LIVE):
+        deaths.excuse()
 
 
 def count_deaths(folder: Path) -> dict[str, int]:

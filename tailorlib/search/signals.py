@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from tailorlib import endings
+from tailorlib.search.deaths import excuse_all
 
 
 class SignalConnector(_SignalConnector):
@@ -35,6 +36,7 @@ class SignalConnector(_SignalConnector):
 
     def _sigterm_notifier_fn(self, signum: int, _: FrameType | None) -> None:
         endings.note(signum)
+        excuse_all()  # whoever asks may not wait for the candidate in hand
         launcher = self.trainer.strategy.launcher
         if not self.received_sigterm and launcher is not None:
             launcher.kill(signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,37 @@ def test_what_was_done_of_an_interrupted_batch_is_not_done_again(make: Make, tmp
     resumed.settle()
     drop_pending(tmp_path, 1)
     assert not list(tmp_path.glob("pending.*"))
+
+
+def test_candidates_at_which_a_process_died_come_last_and_one_at_a_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = candidates(make(), 4)
+    alone = scores(make(), batch)
+    dead, doubtful = batch[0].digest, batch[1].digest
+    done: list[list[list[Part]]] = [[], []]
+    counts = {f"search {dead}": 2, f"search {doubtful}": 1}
+
+    def keep(into: list[list[Part]], own: list[Part]) -> list[list[Part]]:
+        into.append(own)
+        return [own]
+
+    for rank in range(2):  # what the ranks would do side by side
+        evaluator = make(rank, 2)
+        evaluator._deaths.counts = counts
+        with monkeypatch.context() as patch:
+            patch.setattr("tailorlib.search.evaluator.gathered", partial(keep, done[rank]))
+            with pytest.raises(KeyError):
+                evaluator.evaluate(batch)
+    assert [[len(parts) for parts in own] for own in done] == [[1, 1], [1, 0]]
+    assert [part.digest for part in done[0][1]] == [doubtful]
+    rounds = iter(zip(*done, strict=True))
+    monkeypatch.setattr("tailorlib.search.evaluator.gathered", lambda _: next(rounds))
+    evaluator = make(0, 2)
+    evaluator._deaths.counts = counts
+    failed, *others = evaluator.evaluate(batch)
+    assert str(failed.measurement).startswith("The process that scored it was killed 2 times")
+    assert [outcome.measurement.score for outcome in others] == alone[1:]  # type: ignore[union-attr]
 
 
 def test_one_candidate_on_one_shard_leaves_no_file(make: Make, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,32 @@ def test_a_failing_candidate_is_a_failed_trial_and_the_study_goes_on(
     assert 0 < len(failed) < 12
     assert all("out of ideas" in str(t.reason) for t in failed)
     assert all(any(p.operation == "Fragile" for p in t.tailoring.layers) for t in failed)
+
+
+def test_a_trial_that_was_lost_to_damage_is_made_again_and_those_behind_it_stay(
+    recipe: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del recipe["benchmark"]
+    recipe["study"]["export"] = False
+    run("search", "--config", write(recipe))
+    directory = tmp_path / "run"
+    expected, lines = trials_of(directory), (directory / FILE_NAME).read_bytes().splitlines(keepends=True)
+    dense = next(i for i, line in enumerate(lines) if b'"kind":"dense"' in line)
+    for i in (dense, next(i for i, line in enumerate(lines) if b'"number":5,' in line)):
+        lines[i] = lines[i].replace(b"0", b"1", 1)
+    (directory / FILE_NAME).write_bytes(b"".join(lines))
+    assert main(["search", "--resume", str(directory)]) == main(["export", str(directory)]) == 2
+    assert f"damaged in line {dense + 1}" in capsys.readouterr().err
+    run("check", str(directory), "--repair")
+    assert [t["number"] for t in trials_of(directory)] == [0, 1, 2, 3, 4, 6, 7]
+    assert main(["export", str(directory), "--trial", "5", "--output", str(tmp_path / "out")]) == 2
+    assert "lost to damage: resume the study" in capsys.readouterr().err
+    run("show", str(directory), "--trial", "6")
+    run("report", str(directory))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no trial differs from what the optimizer proposes
+        run("search", "--resume", str(directory))
+    assert trials_of(directory) == expected
 
 
 def test_failures_in_a_row_stop_the_study_with_a_diagnosis(
