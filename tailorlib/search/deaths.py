@@ -50,8 +50,7 @@ class Deaths:
         mark = {"name": name, "id": secrets.token_hex(8), **_machine()}
         with suppress(OSError):  # a full disk stops the search at its journal
             self._path.write_bytes(encode(plain(mark, "A mark"), 1))
-        if self._excused:  # by a signal that came meanwhile
-            self._remove()
+        self._check_excused()
         try:
             yield
         finally:
@@ -71,6 +70,11 @@ class Deaths:
             f"The process that scored it was killed {died} times while it did (study.max_deaths={self._most}): by "
             "the system for its memory, by a crash in a library, or from outside."
         )
+
+    def _check_excused(self) -> None:
+        """Take the mark away if a signal came while it was made."""
+        if self._excused:
+            self._remove()
 
     def _remove(self) -> None:
         if self._path is not None:

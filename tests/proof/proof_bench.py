@@ -156,7 +156,14 @@ class Bench:
             "validation": {
                 "fitness": {"class_path": "Perplexity", "init_args": {**settings, "context_length": 16}}
             },
-            "study": {"directory": str(directory), "trials": 6, "batch_size": 2, "existing": "resume", **study},
+            "study": {
+                "directory": str(directory),
+                "trials": 6,
+                "batch_size": 2,
+                "existing": "resume",
+                "max_deaths": 10_000,  # no kill is a candidate's doing
+                **study,
+            },
             "trainer": {"accelerator": "cpu"},
         }
 
