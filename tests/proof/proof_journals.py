@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from proof_bench import as_json
+from proof_bench import as_json, tell
 from proof_cases import Case, FaultClass
 
 from tailorlib.exceptions import JournalError
@@ -60,6 +60,7 @@ class JournalFaults(FaultClass):
             Case(f"values of line {i}", partial(self._values, i), len(self._changed(i))) for i in range(count)
         ]
         found += [Case(f"line {i} moved", partial(self._moved, i), 2 * count + 1) for i in range(count)]
+        found += [Case(f"line {i} repaired", partial(self._repaired, i), 3) for i in range(count)]
         return [*found, Case("no journals", self._none, len(_NO_JOURNALS))]
 
     def _judge(self, folder: Path, damaged: bytes, line: int, what: str) -> None:
@@ -131,6 +132,27 @@ class JournalFaults(FaultClass):
             if found is not None:
                 assert found["trials"] == whole["trials"][: len(found["trials"])], f"line {line} moved"
                 assert found["header"] == whole["header"]
+
+    def _repaired(self, line: int, folder: Path) -> None:
+        """Let ``tailor check`` mend a journal with one damaged line: every sound trial is there afterwards."""
+        lines, whole = self._lines(), self._whole(len(self.starts) - 1)
+        assert whole is not None
+        sound = [(t.params, t.fitness) for t in whole["trials"]]
+        kinds = [json.loads(text)["kind"] for text in lines]
+        if kinds[line] == "trial":
+            del sound[kinds[:line].count("trial")]
+        for damage in (lambda text: text[: len(text) // 2] + b"\n", lambda text: b"\xff" + text, lambda _: b"x\n"):
+            content = b"".join([*lines[:line], damage(lines[line]), *lines[line + 1 :]])
+            (folder / FILE_NAME).write_bytes(content)
+            shutil.copy(self.bench.run / "recipe.yaml", folder)
+            tell(["check", str(folder)], folder).check_message(1, *([0] if line == len(lines) - 1 else []))
+            tell(["check", str(folder), "--repair"], folder).check_message(0 if line else 1)
+            found = facts_of(folder)
+            if line:
+                assert found is not None, "it can't be read after the repair"
+                assert [(t.params, t.fitness) for t in found["trials"]] == sound, "sound trials are lost"
+            else:
+                assert found is None
 
     def _none(self, folder: Path) -> None:
         for content in _NO_JOURNALS:
