@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -114,9 +115,10 @@ class Campaign:
         most: How many cases of each class; all if ``None``.
         workers: Number of processes.
         fresh: Whether cases run again that passed.
+        match: Regular expression that names of cases have to match.
     """
 
-    def __init__(self, chosen: list[str], most: int | None, workers: int, fresh: bool) -> None:
+    def __init__(self, chosen: list[str], most: int | None, workers: int, fresh: bool, match: str) -> None:
         from proof_bench import Bench
         from proof_cases import spread
         from proof_classes import CLASSES
@@ -132,7 +134,7 @@ class Campaign:
             cls = CLASSES[kind](bench)
             everything = list(cls.cases())
             self.limits[kind] = cls.seconds
-            kept = set(map(id, spread(everything, most)))
+            kept = set(map(id, spread([c for c in everything if re.search(match, c.name)], most)))
             self.tasks += [(kind, i, c.name, c.faults) for i, c in enumerate(everything) if id(c) in kept]
         self.chosen = {(kind, name) for kind, _, name, _ in self.tasks}
         self.waiting = [t for t in self.tasks if (t[0], t[2]) not in self.results]
@@ -267,11 +269,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--class", dest="classes", action="append", choices=[*CLASSES], help="only this class")
     parser.add_argument("--cases", type=int, help="only so many cases of each class")
+    parser.add_argument("--match", default="", help="only cases whose names match this regular expression")
     parser.add_argument("--workers", type=int, default=min(8, len(os.sched_getaffinity(0))))
     parser.add_argument("--fresh", action="store_true", help="run cases again that passed before")
     options = parser.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
-    campaign = Campaign(options.classes or [*CLASSES], options.cases, options.workers, options.fresh)
+    campaign = Campaign(
+        options.classes or [*CLASSES], options.cases, options.workers, options.fresh, options.match
+    )
     campaign.run()
     text = table(campaign)
     _say(text + "\n")
@@ -280,7 +285,7 @@ def main() -> int:
         _say(f"FAILED {failure.kind}: {failure.case}\n")
     if failures:
         _say(f"What failed lies in {WORK / 'failures'}\n")
-    elif options.classes is None and options.cases is None:
+    elif options.classes is None and options.cases is None and not options.match:
         _write_page(text)
     return 1 if failures else 0
 
