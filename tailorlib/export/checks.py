@@ -24,6 +24,7 @@ from tailorlib.models.checkpoint import SafetensorsCheckpoint
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import dtype_name
 from tailorlib.models.reading import private_reads
+from tailorlib.models.reference import compare_models
 from tailorlib.models.stitching import Stitcher
 from tailorlib.operation import is_finite
 from tailorlib.tailoring import Tailoring
@@ -266,7 +267,14 @@ def _tokenizer(subject: Subject) -> str:
     return f"{len(found):,} tokens; ids and texts are the base's"
 
 
+def _models(subject: Subject) -> str:
+    """Compare the family's whole models with transformers' reading: all other checks use tailorlib's own."""
+    found = compare_models(subject.family, everything=True)
+    return "; ".join(f"{name}: {what}" for name, what in found.items())
+
+
 CHECKS: Mapping[str, Callable[[Subject], str]] = {
+    "whole models": _models,
     "weights": _weights,
     "config": _config,
     "parameters": _parameters,

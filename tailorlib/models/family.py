@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
@@ -58,6 +58,9 @@ class ModelFamily:
             beside a model that the ``auto_map`` of its config or tokenizer names. Of no model by default. Read the
             code first: it can do whatever you can. Every tailored model is built by the base's code; a candidate's
             only reads its config and tokenizer.
+        compare: What a search compares with what transformers loads of the same folders when it opens the models:
+            'small' compares names and shapes, and all tensors and logits if the base takes at most 600 MB; 'all'
+            compares these of models of any size, which takes the memory of one model more.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class ModelFamily:
         calibration_tokens: int = 65_536,
         layer_cache_mib: int | None = None,
         trust_remote_code: list[str] | None = None,
+        compare: Literal["small", "all"] = "small",
     ) -> None:
         self.base, self.candidates = base, dict(candidates or {})
         self.dtype, self.merge_cache_mib, self.quantization = dtype, merge_cache_mib, quantization
         self.calibration, self.calibration_tokens = calibration, calibration_tokens
         self.layer_cache_mib = layer_cache_mib
         self.trust_remote_code = trust_remote_code
+        self.compare = compare
         self._required: set[Statistic] = set()
         self._statistics: LayerStatistics | None = None
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -239,6 +244,17 @@ class ModelFamily:
         if self._stitcher is not None:
             self._stitcher.share(self._shared)
         return self._shared
+
+    def stored(self, name: str) -> Checkpoint:
+        """Return a model's weights by the architecture's names, with its own vocabulary, after :meth:`prepare`."""
+        return self.checkpoints[BASE] if name == BASE else self._opened[name].stored
+
+    def runs_as_itself(self, name: str) -> bool:
+        """Say whether a model computes the same by the base's config and vocabulary as by its own."""
+        if name == BASE:
+            return True
+        found = self._opened[name]
+        return not found.own_settings and found.checkpoint is found.stored
 
     @property
     def layout(self) -> FamilyLayout:
@@ -407,6 +423,8 @@ class ModelFamily:
         faults = []
         if self.dtype not in ("auto", *DTYPES):
             faults.append(f"dtype is one of auto, {', '.join(DTYPES)}, got {self.dtype!r}.")
+        if self.compare not in ("small", "all"):
+            faults.append(f"compare is one of small, all, got {self.compare!r}.")
         if self.quantization not in QUANTIZATIONS:
             faults.append(f"quantization is one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}.")
         sizes = {"merge_cache_mib": self.merge_cache_mib, "calibration_tokens": self.calibration_tokens}

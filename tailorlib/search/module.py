@@ -22,6 +22,7 @@ from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.forks import staying
 from tailorlib.journal import FILE_NAME, Journal, JournalHeader
 from tailorlib.models.precision import compute_dtype, dtype_name
+from tailorlib.models.reference import compare_models
 from tailorlib.models.shared import SharedFolder
 from tailorlib.pareto import knee, study_result
 from tailorlib.plugin_sources import plugin_copies
@@ -358,6 +359,7 @@ class SearchModule(LightningModule):
             chosen = recorded or dtype_name(compute_dtype(chosen, device))
         family.dtype = self.trainer.strategy.broadcast(chosen)
         with step(f"Model family loaded, computing in {family.dtype}"):
+            compare_models(family, everything=family.compare == "all")
             self._shared = share_weights(family, self.trainer, device)
             family.load(device)
 
