@@ -56,7 +56,7 @@ def test_an_export_loads_with_its_own_code_and_computes_the_same(custom, row, tm
 def test_an_export_is_verified_with_its_own_code(custom, row, tmp_path):
     family = family_of(custom["base"], "base")
     out = export_model(family, WITHOUT, tmp_path / "out")
-    assert len(verify_export(family, WITHOUT, out).checks) == 7
+    assert len(verify_export(family, WITHOUT, out).checks) == 8
     (out / "scaling_tiny.py").write_text("def scaled(logits, factor):\n    return -factor * logits\n")
     forget_code(out)
     with pytest.raises(TailorError, match="logits, as stored: on 5 tokens they differ"):

@@ -60,7 +60,8 @@ def test_an_export_passes(exported, name):
     report = verify_export(*exported(name))
     found = {check.name: check.finding for check in report.checks}
     assert list(found) == [
-        *("weights", "config", "parameters", "logits, as stored", "logits, float32", "generation", "tokenizer")
+        *("whole models", "weights", "config", "parameters", "logits, as stored", "logits, float32"),
+        *("generation", "tokenizer"),
     ]
     assert found["logits, as stored"].startswith("bfloat16")
     assert ("5, 24, 32, 64" in found["logits, float32"]) == (name in ("gemma3_text", "qwen2", "mixtral"))
@@ -86,7 +87,7 @@ def test_the_report_is_a_table_for_the_terminal(exported):
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(report.table())
     text = console.export_text()
-    assert "Verified" in text and text.count("✓") == len(report.checks) == 7
+    assert "Verified" in text and text.count("✓") == len(report.checks) == 8
 
 
 @pytest.mark.parametrize("bit", [0, 9])
