@@ -61,6 +61,20 @@ class _State:
     moment = 0.0
 
 
+_last_words: list[Callable[[], None]] = []
+
+
+def before_exit(call: Callable[[], None]) -> None:
+    """Call something when this command is asked to end: whoever asked may kill it soon."""
+    _last_words.append(call)
+
+
+def last_words() -> None:
+    """Call what is to be done before the process ends, in whatever way."""
+    for call in _last_words:
+        call()
+
+
 def received() -> int | None:
     """Return the signal that asked this command to end, or ``None``."""
     return _State.received
@@ -91,6 +105,7 @@ def listening() -> Iterator[None]:
         yield
     finally:
         _State.raising = raising
+        _last_words.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -104,6 +119,7 @@ def note(number: int) -> None:
     """Remember that a signal came, for those who handle it themselves."""
     if _State.received is None:
         _State.received, _State.moment = number, time.monotonic()
+        last_words()
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tailorlib.endings import no_exit
+from tailorlib.endings import before_exit, no_exit
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.states import Work
 from tailorlib.exceptions import EvaluationError, TailorError
@@ -146,6 +146,7 @@ class Evaluator:
         self._pending = Pending(folder, rank)
         self.samples = SampleStore(folder if rank == 0 else None)
         """Results of candidates that may go on."""
+        before_exit(self._deaths.excuse)
 
     def recover(self, parts: Sequence[Part], samples: Mapping[str, list[SampleResult]] | None = None) -> None:
         """Take over what an interrupted run left; the same on all ranks.

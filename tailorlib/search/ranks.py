@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.shared import SharedFolder
+from tailorlib.search.watch import stop_watch
 
 T = TypeVar("T")
 
@@ -39,8 +40,15 @@ def leaving_together() -> Iterator[None]:
         return
     group = dist.new_group(timeout=timedelta(days=7))
     dist.barrier(group=group)  # connects them now, and not when one of them is late
-    yield
-    dist.barrier(group=group)
+    if dist.get_rank() > 0:
+        yield
+        dist.barrier(group=group)
+    else:
+        stop_watch()  # it needs nobody for what it does alone
+        yield
+        with suppress(RuntimeError):  # one that waited is gone, and nothing with it
+            dist.barrier(group=group)
+    stop_watch()
 
 
 def share_weights(family: ModelFamily, trainer: Trainer, device: torch.device) -> SharedFolder | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.nn import Module
 
 from tailorlib.exceptions import EvaluationError
+from tailorlib.search.ranks import gathered
+from tailorlib.search.watch import Member, begin_watch, clone_of
 
 
 class CandidateParallelStrategy(DDPStrategy):
@@ -24,7 +27,13 @@ class CandidateParallelStrategy(DDPStrategy):
     def setup_environment(self) -> None:
         """Connect the processes."""
         _check_restarts()
+        begin_watch([], self.local_rank)  # over the one that started this one, as long as they connect
         super().setup_environment()
+        if dist.get_world_size() > 1:
+            members = gathered(Member.here(self.global_rank))
+            several = len({member.host for member in members}) > 1
+            store = clone_of(dist.distributed_c10d._get_default_store()) if several else None
+            begin_watch(members, self.global_rank, store)
 
     def configure_ddp(self) -> None:
         """Leave the module as it is."""

@@ -19,7 +19,7 @@ from rich.table import Table
 from tailorlib.console import emit, say, step
 from tailorlib.endings import OVERTIME, EndedEarly, Stopped, no_exit, note, received, signal_name
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import JournalError, RecipeError, TailorError
+from tailorlib.exceptions import JournalError, LostRankError, RecipeError, TailorError
 from tailorlib.export import CardInfo, export_model
 from tailorlib.export.command import choose, export_verb, require_scored
 from tailorlib.files import os_message, refuse_existing, write_text
@@ -44,6 +44,7 @@ from tailorlib.search.signals import listen
 from tailorlib.search.study import Study
 from tailorlib.search.tracking import secondary, shield
 from tailorlib.search.trainer_options import option_faults, strategy_for
+from tailorlib.search.watch import lost_message, somebody_gone, stop_watch
 from tailorlib.trial import Trial
 
 
@@ -100,11 +101,16 @@ class TailorTrainer(Trainer):
         try:
             self._search(model)
         except Stopped as stop:
+            stop_watch()
             model.end_session(f"stopped by {signal_name(stop.number)}")
             self._tell_stopped(model, stop)
             raise
         except Exception as error:
+            gone = somebody_gone() if self.world_size > 1 and isinstance(error, RuntimeError) else None
+            stop_watch()
             model.end_session(f"{type(error).__name__}: {error_text(error)}")
+            if gone is not None:  # who waited for it got an error of the connection
+                raise LostRankError(lost_message(gone)) from error
             if isinstance(error, OSError):
                 raise TailorError(f"{os_message(error)} {_how_to_resume(model)}") from error
             raise

@@ -24,6 +24,7 @@ from tailorlib.journal import read_trials
 from tailorlib.search.ranks import leaving_together
 from tailorlib.search.strategy import CandidateParallelStrategy
 from tailorlib.search.trainer import TailorTrainer
+from tailorlib.search.watch import _began
 
 Write = Callable[[dict[str, Any]], str]
 TAILOR = ["-m", "tailorlib.cli", "search", "--config"]
@@ -247,3 +248,31 @@ def test_no_checkpoint_is_written_that_a_requeued_job_would_load(tmp_path: Path)
     trainer = TailorTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.save_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow  # two processes that import everything
+@pytest.mark.parametrize(("victim", "busy"), [(0, True), (0, False), (1, True), (1, False)])
+def test_a_rank_that_loses_another_ends_with_a_message_and_the_study_goes_on(
+    small: dict[str, Any], write: Write, tmp_path: Path, victim: int, busy: bool
+) -> None:
+    pids = tmp_path / "pid"
+    disturb(
+        small,
+        tmp_path,
+        f"open('{pids}%d' % rank, 'w').write(str(os.getpid())); "
+        f"rank == {victim} and call == 7 and (time.sleep(2), os.kill(os.getpid(), signal.SIGKILL)); "
+        f"rank != {victim} and call == 7 and {busy} and time.sleep(100)",
+    )
+    small["trainer"]["devices"] = 2
+    command = [sys.executable, *TAILOR, write(small)]
+    with (tmp_path / "shown").open("w") as shown:
+        process = subprocess.Popen(command, stdout=shown, stderr=shown)
+    assert process.wait(150) in ((-signal.SIGKILL,) if victim == 0 else (1, -signal.SIGKILL))
+    survivor, deadline = int(Path(f"{pids}{1 - victim}").read_text()), time.monotonic() + 60
+    while _began(survivor) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    told = (tmp_path / "shown").read_text()
+    assert "All finished trials are on disk" in told, told
+    assert "Traceback" not in told
+    assert len(trials_of(tmp_path / "run")) >= 4
