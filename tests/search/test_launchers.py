@@ -267,7 +267,7 @@ def test_a_rank_that_loses_another_ends_with_a_message_and_the_study_goes_on(
     command = [sys.executable, *TAILOR, write(small)]
     with (tmp_path / "shown").open("w") as shown:
         process = subprocess.Popen(command, stdout=shown, stderr=shown)
-    assert process.wait(150) in ((-signal.SIGKILL,) if victim == 0 else (1, -signal.SIGKILL))
+    assert process.wait(300) in ((-signal.SIGKILL,) if victim == 0 else (1, -signal.SIGKILL))
     survivor, deadline = int(Path(f"{pids}{1 - victim}").read_text()), time.monotonic() + 60
     while _began(survivor) is not None:
         assert time.monotonic() < deadline
