@@ -15,8 +15,9 @@ from tailorlib.endings import run_to_end
 from tailorlib.exceptions import RecipeError
 from tailorlib.export.command import export_command
 from tailorlib.forks import staying
-from tailorlib.light import LIGHT, run_light
+from tailorlib.light import LIGHT, VERBS, run_light
 from tailorlib.memory import keep_freed_memory
+from tailorlib.options import check_verb, missing_value, option_faults
 from tailorlib.parser_messages import clean_message
 from tailorlib.plugin_sources import load_plugins_of
 from tailorlib.plugins import REGISTRIES
@@ -60,6 +61,7 @@ def _finish_tracking(*, failed: bool) -> None:
 
 @staying()
 def _run(args: list[str]) -> int:
+    check_verb(args, (*VERBS, *LIGHT))
     if args[:1] and args[0] in LIGHT:
         return run_light(args[0], args[1:])
     quieten()
@@ -122,6 +124,10 @@ def _load_plugins(args: Sequence[str]) -> None:
 def _check_files(args: Sequence[str]) -> None:
     """Report all faults of the recipe files at once, before the parser stops at the first."""
     files = _values_of(args, "--config", "-c")
+    if args:
+        faults = [*option_faults(args[0], args[1:]), *missing_value(args, ("--config", "-c", "--resume"))]
+        if faults:  # what else is missing may stand in what was misspelt
+            raise RecipeError(faults)
     faults = [fault for path in files for fault in check_recipe(read_recipe(path))]
     needed = (
         REQUIRED

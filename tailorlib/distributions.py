@@ -11,13 +11,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+
+from tailorlib.exceptions import shown
 
 Scalar = bool | int | float | str
 ParamValue = Scalar | tuple[float, ...]
 Params = Mapping[str, ParamValue]
 """A flat assignment ``name -> value`` drawn from a search space's distributions."""
+
+
+def plain_value(value: object) -> object:
+    """Return a parameter's value in Python's types: scalars of numpy and torch are numbers, lists are tuples."""
+    if isinstance(value, np.ndarray | list | tuple) and np.ndim(value) > 0:
+        return tuple(plain_value(item) for item in value)
+    array: Any = value
+    if isinstance(value, np.generic | np.ndarray) or type(value).__module__ == "torch":
+        return array if getattr(array, "ndim", 1) else array.item()
+    return value
 
 
 class Distribution(ABC):
@@ -40,6 +53,11 @@ class Distribution(ABC):
     @abstractmethod
     def contains(self, value: object) -> bool:
         """Say whether ``value`` (of the right type) belongs to the distribution."""
+
+    @property
+    def rule(self) -> str:
+        """What a value is, for messages."""
+        return f"in {self!r}"
 
     @abstractmethod
     def mutate(self, value: ParamValue, rng: np.random.Generator) -> ParamValue:
@@ -99,6 +117,11 @@ class Float(Distribution):
             and self.low <= value <= self.high  # False for NaN
         )
 
+    @property
+    def rule(self) -> str:
+        """What a value is, for messages."""
+        return f"a number from {self.low} to {self.high}"
+
     def mutate(self, value: ParamValue, rng: np.random.Generator) -> float:
         """Take a Gaussian step of a fifth of the range, reflected at the bounds."""
         (x,) = self.encode(value)
@@ -155,6 +178,11 @@ class Integer(Distribution):
     def contains(self, value: object) -> bool:
         """Say whether ``value`` is a whole number within the bounds."""
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    @property
+    def rule(self) -> str:
+        """What a value is, for messages."""
+        return f"a whole number from {self.low} to {self.high}"
 
     def mutate(self, value: ParamValue, rng: np.random.Generator) -> int:
         """Step up or down, to the next whole number at least."""
@@ -222,6 +250,11 @@ class Categorical(Distribution):
     def contains(self, value: object) -> bool:
         """Say whether ``value`` is one of the choices."""
         return any(type(c) is type(value) and c == value for c in self.choices)
+
+    @property
+    def rule(self) -> str:
+        """What a value is, for messages."""
+        return f"one of {shown(self.choices)}"
 
     def mutate(self, value: ParamValue, rng: np.random.Generator) -> Scalar:
         """Draw another choice."""
@@ -293,6 +326,12 @@ class Subset(Distribution):
             and all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < self.n for i in value)
             and all(a < b for a, b in pairwise(value))
         )
+
+    @property
+    def rule(self) -> str:
+        """What a value is, for messages."""
+        size = f"{self.k}" if self.low == self.k else f"{self.low} to {self.k}"
+        return f"{size} of the numbers 0 to {self.n - 1}, as an increasing tuple"
 
     def mutate(self, value: ParamValue, rng: np.random.Generator) -> tuple[int, ...]:
         """Swap min(U{1..3}, U{1..3}) members with non-members: the size stays exact.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class TailorError(Exception):
@@ -83,6 +85,23 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     every = [name if isinstance(name, str) and name.isprintable() else shown(name) for name in names]
     more = f" and {len(every) - most} more" if len(every) > most else ""
     return (", ".join(every[:most]) or "none") + more
+
+
+def told(error: BaseException) -> str:
+    """Return an error as one line: its kind, what it says, and file and line where it comes from a user's code."""
+    text = " ".join(str(error).split())[:500].rstrip(".")
+    own = own_frames(error)
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}{f': {text}' if text else ''}{where}."
+
+
+def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Return the frames of an error that lie in code of the user's: neither installed packages nor tailorlib."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not any(part in frame.filename for part in _OTHERS)]
+
+
+_OTHERS = ("site-packages", "/lib/python", "/tailorlib/", "/tailorlib_strategies/", "<")
 
 
 class _Short(reprlib.Repr):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tailorlib.exceptions import EvaluationError, PluginError
+from tailorlib.exceptions import EvaluationError, PluginError, shown
 from tailorlib.forks import staying
 from tailorlib.plain_data import number, numbers, plain
 from tailorlib.registry import Registry
@@ -49,6 +49,22 @@ class Measurement:
         object.__setattr__(self, "score", number(self.score, "A measurement's score"))
         for name, what in (("metrics", "metric"), ("chance", "chance of a metric"), ("parts", "part's score")):
             object.__setattr__(self, name, numbers(getattr(self, name), what))
+
+
+def as_measurement(found: object, what: str) -> Measurement:
+    """Return a measurement that a plugin gave.
+
+    Args:
+        found: What a plugin gave.
+        what: What gives it, for the message: the subject of a sentence.
+
+    Raises:
+        PluginError: If it is none.
+    """
+    if not isinstance(found, Measurement):
+        hint = f" Write: return Measurement({shown(found)})." if isinstance(found, int | float) else ""
+        raise PluginError(f"{what} gives a Measurement, got {shown(found)}.{hint}")
+    return found
 
 
 class Fitness(ABC):
@@ -128,10 +144,11 @@ class Fitness(ABC):
         """
         with staying():
             results = self._score_samples(model, samples)
-        if not isinstance(results, Sequence) or len(results) != len(samples):
-            number_of = f"{len(results)}" if isinstance(results, Sequence) else type(results).__name__
+        if not isinstance(results, list | tuple) or len(results) != len(samples):
+            number_of = f"{len(results)}" if isinstance(results, list | tuple) else type(results).__name__
             raise PluginError(
-                f"{type(self).__name__} gives a list of {len(samples)} results here, got {number_of}."
+                f"{type(self).__name__}._score_samples gives a list of one result for each of the {len(samples)} "
+                f"samples, got {number_of}."
             )
         return [plain(result, "A result on a sample") for result in results]
 
@@ -140,13 +157,14 @@ class Fitness(ABC):
 
         Raises:
             EvaluationError: If there are less than :attr:`min_samples`, or the score is NaN or infinite.
+            PluginError: If the subclass gives no measurement.
         """
         if len(results) < self.min_samples:
             raise EvaluationError(
                 f"{type(self).__name__} is measured on at least {self.min_samples} samples, got {len(results)}."
             )
         with staying():
-            measurement = self._summarise(results)
+            measurement = as_measurement(self._summarise(results), f"{type(self).__name__}._summarise")
         if not math.isfinite(measurement.score):
             bad = [k for k, v in measurement.metrics.items() if not math.isfinite(v)]
             raise EvaluationError(
@@ -224,7 +242,8 @@ class Fitness(ABC):
 
     def _score_samples(self, model: PreTrainedModel, samples: Sequence[int]) -> list[SampleResult]:
         """Score some samples; by default there is one, the whole."""
-        return [asdict(self._evaluate(model)) for _ in samples]
+        what = f"{type(self).__name__}._evaluate"
+        return [asdict(as_measurement(self._evaluate(model), what)) for _ in samples]
 
     def _summarise(self, results: Sequence[SampleResult]) -> Measurement:
         """Make a measurement of the first samples' results."""

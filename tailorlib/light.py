@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from docstring_parser import parse as parse_docstring
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 
 from tailorlib.console import speaking
 from tailorlib.endings import run_to_end
+from tailorlib.exceptions import RecipeError
+from tailorlib.options import argument_message
 
 LIGHT = {
     "init": "tailorlib.init:init",
@@ -21,6 +23,8 @@ LIGHT = {
     "check": "tailorlib.report.check:check",
 }
 """Where each verb's function is. Its parameters are the arguments, those without a default by position."""
+VERBS = ("search", "evaluate", "plan", "export", "import", "plugins")
+"""Verbs on LightningCLI."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,11 +44,16 @@ def run_light(verb: str, args: Sequence[str]) -> int:
         What it returns; 0 if it returns nothing.
 
     Raises:
-        TailorError: For a mistake of the user.
-        ArgumentError: If an argument is missing, unknown or of the wrong type.
+        TailorError: For a mistake of the user, such as an argument that is missing, unknown or of the wrong type.
     """
     parser, function = light_parser(verb)
-    return function(**parser.parse_args(list(args)).as_dict()) or 0
+    try:
+        settings = parser.parse_args(list(args)).as_dict()
+    except ArgumentError as error:
+        from tailorlib.parser_messages import clean_message  # brings torch, which takes its time
+
+        raise RecipeError(argument_message(clean_message(str(error)), parser, verb)) from error
+    return function(**settings) or 0
 
 
 def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., int | None]]:

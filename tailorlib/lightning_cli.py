@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from tailorlib.exceptions import RecipeError, TailorError
-from tailorlib.light import LIGHT
+from tailorlib.light import LIGHT, VERBS
 from tailorlib.parser_messages import clean_message, placed
 from tailorlib.plugins import class_names
 from tailorlib.recipe import SECTIONS, identity_of
@@ -25,7 +25,6 @@ from tailorlib.search.trainer_options import option_faults
 
 STUDY_VERBS = ("search", "evaluate", "plan")
 """Verbs that need a whole study."""
-VERBS = (*STUDY_VERBS, "export", "import", "plugins")
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,
     "accelerator": "auto",

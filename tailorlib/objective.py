@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tailorlib.fitness import Measurement
+from tailorlib.guards import Check, Guarded
+from tailorlib.plain_data import number
 from tailorlib.registry import Registry
 from tailorlib.tailoring import Tailoring
 
@@ -32,12 +35,16 @@ class Candidate:
     engine: Engine
 
 
-class Objective(ABC):
+class Objective(Guarded, ABC):
     """Gives a candidate a score, higher is better.
 
     A study with objectives looks for the candidates that no other one beats in all of them. The first process
     scores, and tells the others; an objective may take times.
     """
+
+    _guards: ClassVar[Mapping[str, Check]] = {
+        "score": lambda objective, found: number(found, f"{type(objective).__name__}.{{method}}")
+    }
 
     @property
     def name(self) -> str:

@@ -18,11 +18,21 @@ import torch
 from torch import Tensor
 
 from tailorlib.distributions import Distribution, Params
-from tailorlib.exceptions import PluginError
+from tailorlib.exceptions import PluginError, shown
+from tailorlib.guards import Check, Guarded
 from tailorlib.registry import Registry
 
 
-class Operation(ABC):
+def _hyperparameters(operation: Operation, found: Any) -> Any:
+    if not isinstance(found, Mapping) or not all(isinstance(d, Distribution) for d in found.values()):
+        raise PluginError(
+            f"{type(operation).__name__}.{{method}} gives a mapping of names to Float, Integer, Categorical or "
+            f"Subset, got {shown(found)}."
+        )
+    return found
+
+
+class Operation(Guarded, ABC):
     """One thing that can be done with layers.
 
     ``__init__`` takes what a recipe sets (ranges of hyperparameters); :meth:`distributions` declares what the
@@ -30,6 +40,7 @@ class Operation(ABC):
     """
 
     name: ClassVar[str] = ""
+    _guards: ClassVar[Mapping[str, Check]] = {"distributions": _hyperparameters}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -143,6 +154,8 @@ class MergeOperation(Operation):
                 f"{self.name}.merge must return a tensor of its inputs' shape {tuple(tensors[0].shape)}, got "
                 f"{shape} at {where}."
             )
+        if not merged.is_floating_point():
+            raise PluginError(f"{self.name}.merge must return a float32 tensor, got {merged.dtype} at {where}.")
         if not is_finite(merged):
             raise PluginError(
                 f"{self.name}.merge gave NaN or Inf at {where} with {dict(params)}. Check the method for tensors "

@@ -13,11 +13,13 @@ A new optimizer is one class with two methods::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from tailorlib.distributions import Params
-from tailorlib.exceptions import PluginError
+from tailorlib.distributions import Params, plain_value
+from tailorlib.exceptions import PluginError, listed, shown
 from tailorlib.registry import Registry
 from tailorlib.search_space import SearchSpace
 from tailorlib.seeding import numpy_generator
@@ -67,13 +69,12 @@ class Optimizer(ABC):
         """Return the active parameters of the next candidate.
 
         Raises:
-            PluginError: If the subclass proposes something outside the search space.
+            PluginError: If the subclass proposes something outside the search space, or leaves an active parameter
+                out.
         """
         if not hasattr(self, "space"):
             raise PluginError(f"{type(self).__name__}.ask is called before setup(space, seed).")
-        params = self.space.active(self.space.complete(self._ask()))
-        self.space.check(params)
-        return params
+        return self._checked(self._ask())
 
     def tell(self, trial: Trial) -> None:
         """Learn from a trial; it may be replayed, proposed by someone else, or failed (infinite loss).
@@ -85,12 +86,31 @@ class Optimizer(ABC):
         self.space.check(trial.params)
         self._tell(trial)
 
+    def _checked(self, proposal: object) -> Params:
+        """Return the active part of a proposal; raise what is wrong with it, before defaults hide it."""
+        name = f"{type(self).__name__}._ask"
+        if not isinstance(proposal, Mapping):
+            raise PluginError(
+                f"{name} gives a mapping of parameters, such as self.space.sample(self.rng), got "
+                f"{shown(proposal)}."
+            )
+        plain: dict[str, Any] = {key: plain_value(value) for key, value in proposal.items()}
+        if faults := self.space.faults(plain):
+            raise PluginError(f"{name} proposes something outside of the search space: {'; '.join(faults[:5])}.")
+        params = self.space.active(self.space.complete(plain))
+        if missing := [key for key in params if key not in plain]:
+            raise PluginError(
+                f"{name} gives every active parameter, and left out {listed(missing, 5)}. self.space.sample(rng) "
+                "and self.space.complete(params) give all of them."
+            )
+        return params
+
     def _setup(self, space: SearchSpace, seed: int) -> None:
         """Prepare for the space; nothing by default."""
 
     @abstractmethod
     def _ask(self) -> Params:
-        """Propose an assignment; parameters that are left out take their defaults."""
+        """Propose an assignment; only inactive parameters may be left out."""
 
     def _tell(self, trial: Trial) -> None:
         """Learn from a trial; nothing by default."""

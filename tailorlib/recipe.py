@@ -53,7 +53,8 @@ OPTIONAL_IDENTITY = ("scheduler", "objectives")
 """Sections that decide the trials; of ``study`` only seed, batch size and what changes digits of a score do."""
 MAX_BYTES = 1_000_000
 """Largest recipe: PyYAML reads about a megabyte a second."""
-_FIXED_CLASSES: Mapping[str, type] = {"validation": Validation, "benchmark": Benchmark, "study": StudySettings}
+FIXED_CLASSES: Mapping[str, type] = {"validation": Validation, "benchmark": Benchmark, "study": StudySettings}
+"""Sections that are no plugins, and the class of each."""
 _OTHER_KEYS = ("trainer", "plugins", "seed_everything")
 
 
@@ -109,8 +110,8 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_section(key: str, value: Any) -> Iterator[str]:
-    if key in _FIXED_CLASSES and isinstance(value, Mapping):
-        yield from plugin_names().check_settings(_FIXED_CLASSES[key], value, key)
+    if key in FIXED_CLASSES and isinstance(value, Mapping):
+        yield from plugin_names().check_settings(FIXED_CLASSES[key], value, key)
     else:
         yield from plugin_names().check(value, SECTION_KINDS.get(key, Any), key)
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
-from tailorlib.exceptions import PluginError, RecipeError
+import numpy as np
+
+from tailorlib.exceptions import PluginError, RecipeError, shown
 from tailorlib.registry import Registry
 from tailorlib.trial import Trial
 
@@ -64,16 +67,31 @@ class Scheduler(ABC):
         Raises:
             PluginError: If the subclass wants more samples than there are, or less than a measurement needs.
         """
-        found = self._start()
-        if not self.least <= found <= self.samples:
-            raise PluginError(
-                f"{type(self).__name__} scores candidates on {self.least} to {self.samples} samples, got {found}."
-            )
-        return found
+        return self._samples("_start", self._start())
 
     def promote(self, count: int) -> list[Promotion]:
-        """Return up to ``count`` known candidates to score on more samples now; none twice."""
-        return self._promote(count)[:count]
+        """Return up to ``count`` known candidates to score on more samples now; none twice.
+
+        Raises:
+            PluginError: If the subclass gives something else.
+        """
+        found = self._promote(count)
+        name = f"{type(self).__name__}._promote"
+        if not isinstance(found, list | tuple) or not all(isinstance(p, Promotion) for p in found):
+            raise PluginError(f"{name} gives a list of Promotion(digest, samples), got {shown(found)}.")
+        if twice := [p.digest for i, p in enumerate(found) if p.digest in {q.digest for q in found[:i]}]:
+            raise PluginError(f"{name} promotes each candidate once, got {twice[0]!r} twice.")
+        return [Promotion(p.digest, self._samples("_promote", p.samples)) for p in found[:count]]
+
+    def _samples(self, method: str, number: object) -> int:
+        """Return a number of samples, if it is one."""
+        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if not whole or not self.least <= int(cast(int, number)) <= self.samples:
+            raise PluginError(
+                f"{type(self).__name__}.{method} scores candidates on {self.least} to {self.samples} samples, a "
+                f"whole number; got {shown(number)}."
+            )
+        return int(cast(int, number))
 
     def tell(self, trial: Trial) -> None:
         """Learn what came of a candidate; it may be replayed, and is told once for each of its rungs."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tailorlib.distributions import Distribution, Params
-from tailorlib.exceptions import PluginError, RecipeError
+from tailorlib.exceptions import PluginError, RecipeError, did_you_mean, shown
+from tailorlib.guards import Check, Guarded, gives, gives_all
 from tailorlib.operation import MergeOperation
 from tailorlib.registry import Registry
 from tailorlib.tailoring import BASE, Tailoring
@@ -56,7 +58,20 @@ class SpaceSize:
     continuous: int
 
 
-class SearchSpace(ABC):
+def _parameters(space: SearchSpace, found: Any) -> Any:
+    if found is space._checked:  # the same mapping as before
+        return found
+    bad = not isinstance(found, Mapping) or [k for k, d in found.items() if not isinstance(d, Distribution)]
+    if bad:
+        raise PluginError(
+            f"{type(space).__name__}.{{method}} gives a mapping of names to Float, Integer, Categorical or "
+            f"Subset, got {shown(found if bad is True else {bad[0]: found[bad[0]]})}."
+        )
+    space._checked = found
+    return found
+
+
+class SearchSpace(Guarded, ABC):
     """A set of tailorings, described by named distributions.
 
     ``__init__`` takes recipe settings; :meth:`setup` gives the family's layout. Parameters can be conditional:
@@ -65,6 +80,15 @@ class SearchSpace(ABC):
     """
 
     _layout: FamilyLayout | None = None
+    _checked: object = None
+    _guards: ClassVar[Mapping[str, Check]] = {
+        "distributions": _parameters,
+        "active": gives(Mapping, "a mapping of parameters"),
+        "decode": gives(Tailoring, "a Tailoring"),
+        "encode": gives(Mapping, "a mapping of parameters"),
+        "size": gives(SpaceSize, "a SpaceSize"),
+        "operations": gives_all(MergeOperation, "merge operations"),
+    }
 
     @property
     def layout(self) -> FamilyLayout:
@@ -130,15 +154,21 @@ class SearchSpace(ABC):
         Raises:
             PluginError: Otherwise, naming every parameter that is off.
         """
-        known = self.distributions()
-        faults = [f"{name} is no parameter of the space" for name in params if name not in known]
-        faults += [
-            f"{name}={value!r} is not in {known[name]}"
-            for name, value in params.items()
-            if name in known and not known[name].contains(value)
-        ]
-        if faults:
+        if faults := self.faults(params):
             raise PluginError(f"An assignment lies in its search space; got {'; '.join(faults[:5])}.")
+
+    def faults(self, params: Params) -> list[str]:
+        """Return what is wrong with an assignment: unknown parameters, and values outside of their ranges."""
+        known = self.distributions()
+        found = []
+        for name, value in params.items():
+            if name not in known:
+                found.append(
+                    f"{shown(name)} is no parameter of the space.{did_you_mean(str(name), known)}".rstrip(".")
+                )
+            elif not known[name].contains(value):
+                found.append(f"{name}={shown(value)} is not {known[name].rule}")
+        return found
 
 
 SEARCH_SPACES: Registry[SearchSpace] = Registry(SearchSpace, "tailorlib.search_spaces")

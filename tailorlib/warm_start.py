@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tailorlib.exceptions import RecipeError
+from tailorlib.guards import Check, Guarded, gives_all
 from tailorlib.registry import Registry
 from tailorlib.tailoring import Tailoring
 
@@ -49,12 +50,14 @@ class WarmStartContext:
         return list(found.values())
 
 
-class WarmStart(ABC):
+class WarmStart(Guarded, ABC):
     """Proposes tailorings from the models themselves, without a search.
 
     In a recipe's ``warm_starts`` its proposals are a study's first trials, and have to lie in the search space; in
     ``benchmark.baselines`` its first proposal is a row of the final table, and can be any tailoring of the family.
     """
+
+    _guards: ClassVar[Mapping[str, Check]] = {"propose": gives_all(Tailoring, "tailorings")}
 
     @property
     def label(self) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser
 
-from tailorlib.light import LIGHT, light_parser
-from tailorlib.lightning_cli import VERBS, TailorCLI
+from tailorlib.light import LIGHT, VERBS, light_parser
+from tailorlib.lightning_cli import TailorCLI
 from tailorlib.models.family import FAMILIES, ModelFamily
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import SECTIONS

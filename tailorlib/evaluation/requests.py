@@ -13,11 +13,10 @@ from tailorlib.evaluation.documents import Document, chance, documents_of, finge
 from tailorlib.evaluation.packing import Request
 from tailorlib.evaluation.surroundings import lm_eval_seeds, quiet_lm_eval
 from tailorlib.evaluation.task_data import document_faults, shots_fault
-from tailorlib.evaluation.task_fields import told
 from tailorlib.evaluation.task_metrics import TaskScores, fix_documents, lm_eval_metrics
 from tailorlib.evaluation.task_settings import is_local
 from tailorlib.evaluation.tasks import LIKELIHOOD, TaskEntry, TaskOptions, TaskSettings, load_tasks
-from tailorlib.exceptions import DataError, listed
+from tailorlib.exceptions import DataError, listed, told
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tailorlib.evaluation.task_fields import Fields, told
+from tailorlib.evaluation.task_fields import Fields
 from tailorlib.evaluation.task_settings import SPLITS, builders, is_local
-from tailorlib.exceptions import did_you_mean, listed, shown
+from tailorlib.exceptions import did_you_mean, listed, shown, told
 
 _FETCHING = (
     "Connection",
@@ -94,7 +94,7 @@ def _in_data(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"process_docs fails: {told(error)} Fields: {listed(data[split].column_names)}."
             return
     if not len(documents):
-        yield f"the split {split!r} has no document."
+        yield f"the split {split!r} has no document{' after process_docs' if process is not None else ''}."
     else:
         yield from Fields(config, list(documents[0])).faults(enumerate(documents))
 

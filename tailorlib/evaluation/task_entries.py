@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tailorlib.evaluation.task_factory import no_task, unread_files
-from tailorlib.evaluation.task_fields import told
-from tailorlib.exceptions import DataError, TailorError, shown
+from tailorlib.exceptions import DataError, TailorError, shown, told
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tailorlib.evaluation.task_data import load_faults
-from tailorlib.evaluation.task_fields import told
 from tailorlib.evaluation.task_settings import file_faults, setting_faults
-from tailorlib.exceptions import DataError, did_you_mean, shown
+from tailorlib.exceptions import DataError, did_you_mean, shown, told
 
 OPTIONS = ("limit", "samples", "gen_kwargs", "fewshot_random_seed", "metric")
 """What an entry of a recipe gives beside a task's settings."""

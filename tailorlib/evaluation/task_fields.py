@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import ast
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from tailorlib.exceptions import did_you_mean, listed, shown
-
-
-def told(error: BaseException) -> str:
-    """Return an error as one line: its kind, what it says, and the file and line of a task's own code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        f
-        for f in frames
-        if not any(part in f.filename for part in ("site-packages", "/lib/python", "/tailorlib/"))
-    ]
-    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    text = " ".join(str(error).split())
-    return (
-        f"{type(error).__name__}: {text[:500].rstrip('.')}{where}." if text else f"{type(error).__name__}{where}."
-    )
+from tailorlib.exceptions import did_you_mean, listed, shown, told
 
 
 class Fields:

@@ -11,8 +11,7 @@ from typing import Any
 
 from tailorlib.evaluation.task_entries import Found, TaskEntry, TaskOptions, is_numbers, look_up
 from tailorlib.evaluation.task_factory import entry_faults, make_factory
-from tailorlib.evaluation.task_fields import told
-from tailorlib.exceptions import DataError, TailorError, did_you_mean, shown
+from tailorlib.exceptions import DataError, TailorError, did_you_mean, shown, told
 
 __all__ = ["LoadedTasks", "TaskEntry", "TaskOptions", "TaskSettings", "check_tasks", "load_tasks"]
 

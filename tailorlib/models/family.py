@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from tailorlib.exceptions import ModelError, RecipeError, did_you_mean, shown
+from tailorlib.exceptions import ModelError, PluginError, RecipeError, did_you_mean, shown
 from tailorlib.limits import MEBIBYTES, Limits, limit_faults
 from tailorlib.models.architecture import Architecture, layer_kinds
 from tailorlib.models.assembly import Assembly
@@ -102,7 +102,17 @@ class ModelFamily:
 
     def _plan(self) -> Planned:
         """Return what :meth:`_sources` will return; a subclass that creates models there creates none here."""
-        return Planned(*self._sources())
+        return Planned(*self._checked_sources())
+
+    def _checked_sources(self) -> tuple[str, dict[str, str]]:
+        found = self._sources()
+        pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)
+        if not pair or not all(isinstance(text, str) for text in (found[0], *found[1], *found[1].values())):
+            raise PluginError(
+                f"{type(self).__name__}._sources gives (base, {{name: candidate}}), references of models; got "
+                f"{shown(found)}."
+            )
+        return found
 
     def prepare(self) -> None:
         """Find all models, open their checkpoints and check that they belong together; no weight is read.
@@ -112,7 +122,7 @@ class ModelFamily:
         """
         if self._assembly is None or self._planned is not None:
             self._planned = None
-            self._open(Planned(*self._sources()), build=True)
+            self._open(Planned(*self._checked_sources()), build=True)
 
     def outline(self) -> None:
         """Do what :meth:`prepare` does without making, converting or fetching weights: a plan needs none.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from tailorlib.distributions import Subset
-from tailorlib.exceptions import RecipeError
+from tailorlib.exceptions import PluginError, RecipeError
 from tailorlib.optimizer import CAPABILITIES, Optimizer
 from tailorlib.scheduler import Scheduler
 from tailorlib.search.proposer import Proposal, Proposer
@@ -121,6 +121,13 @@ class Campaign:
 
     def _promoted(self) -> Job | None:
         for promotion in self.scheduler.promote(1) if self.scheduler is not None else ():
+            known = self._known.get(promotion.digest)
+            if known is None or promotion.samples <= known.samples:
+                has = "never scored" if known is None else f"scored on {known.samples}"
+                raise PluginError(
+                    f"{type(self.scheduler).__name__}._promote sends known candidates on to more samples; got "
+                    f"{promotion.samples} samples for {promotion.digest!r}, which was {has}."
+                )
             return self._job(self._proposals[promotion.digest], promotion.samples)
         return None
 

@@ -103,7 +103,8 @@ class GlobalScore(Words):
 
 class GlobalSearch(Optimizer):
     def _ask(self):
-        return {"removed": tuple(sorted(np.random.permutation(6)[:2].tolist()))}  # noqa: NPY002
+        removed = tuple(sorted(np.random.permutation(6)[:2].tolist()))  # noqa: NPY002
+        return {**self.space.complete({}), "removed": removed}
 
 
 class SystemSearch(Optimizer):

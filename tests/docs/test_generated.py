@@ -8,8 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tailorlib.light import LIGHT
-from tailorlib.lightning_cli import VERBS
+from tailorlib.light import LIGHT, VERBS
 from tailorlib.plugins import REGISTRIES
 
 ROOT = Path(__file__).parents[2]
