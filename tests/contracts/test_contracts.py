@@ -82,7 +82,7 @@ class Ignores(Words):
 
 class KeepsTensors(Words):
     def _score_samples(self, model, samples):
-        return list(torch.tensor(samples, dtype=torch.float32))
+        return [torch.zeros(2) for _ in samples]
 
 
 class Drops(Words):
@@ -140,13 +140,13 @@ def test_a_sound_fitness_passes() -> None:
         (CountsCalls, "two evaluations of one model differ: score"),
         (DependsOnOthers, r"continued after \d samples it differs: score"),
         (Ignores, "the order in which samples are scored counts"),
-        (KeepsTensors, "plain data, as JSON holds it"),
+        (KeepsTensors, "plain data"),
         (Drops, "1 shards have each sample once"),
         (LeavesEmpty, "at most 6 shards, none of them empty"),
     ],
 )
 def test_a_broken_fitness_is_caught(broken: type[Fitness], message: str) -> None:
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises((AssertionError, PluginError), match=message):
         check_fitness(broken(), None, None)
 
 
