@@ -98,10 +98,23 @@ def told(error: BaseException) -> str:
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
     """Return the frames of an error that lie in code of the user's: neither installed packages nor tailorlib."""
     frames = traceback.extract_tb(error.__traceback__)
-    return [frame for frame in frames if not any(part in frame.filename for part in _OTHERS)]
+    here = str(Path(__file__).parent)
+    return [
+        f for f in frames if not f.filename.startswith((here, "<")) and not any(o in f.filename for o in _OTHERS)
+    ]
 
 
-_OTHERS = ("site-packages", "/lib/python", "/tailorlib/", "/tailorlib_strategies/", "<")
+def where_raised(error: BaseException, most: int = 3) -> str:
+    """Return an error's innermost frames in parentheses: file, line, function, code; of a user's code if any."""
+    frames = own_frames(error) or traceback.extract_tb(error.__traceback__)
+    told_frames = [
+        f"{Path(f.filename).name}, line {f.lineno}, in {f.name}: {(f.line or '').strip()[:100]}"
+        for f in reversed(frames[-most:])
+    ]
+    return f" ({'; called from '.join(told_frames)})" if told_frames else ""
+
+
+_OTHERS = ("site-packages", "/lib/python", "/tailorlib_strategies/")
 
 
 class _Short(reprlib.Repr):

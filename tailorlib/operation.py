@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tailorlib.distributions import Distribution, Params
-from tailorlib.exceptions import PluginError, shown
+from tailorlib.exceptions import PluginError, shown, where_raised
 from tailorlib.guards import Check, Guarded
 from tailorlib.registry import Registry
 
@@ -145,7 +145,15 @@ class MergeOperation(Operation):
         informed: dict[str, Any] = {} if self.statistic is None else {"statistics": statistics}
         versions = _versions(wide)
         with torch.no_grad():
-            merged = self.merge(wide, base=wide_base, params=params, generators=generators, **informed)
+            try:
+                merged = self.merge(wide, base=wide_base, params=params, generators=generators, **informed)
+            except (TypeError, AttributeError) as error:
+                if wide_base is None and "NoneType" in str(error):
+                    raise PluginError(
+                        f"{self.name}.merge failed at {where}: {type(error).__name__}: {error}"
+                        f"{where_raised(error, 1)}. base is None unless the class says needs_base = True."
+                    ) from error
+                raise
         if _versions(wide) != versions:
             raise PluginError(f"{self.name}.merge must not modify its inputs; it did at {where}.")
         if not isinstance(merged, Tensor) or merged.shape != tensors[0].shape:

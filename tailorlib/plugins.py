@@ -62,6 +62,8 @@ def find_class(name: str, kinds: Collection[type] = ()) -> type:
                 return registry.get(name)
         if name == ModelFamily.__name__:
             return ModelFamily
+        if (unfinished := _unfinished(name)) is not None:
+            raise PluginError(unfinished)
         raise PluginError(f"There is no class {shown(name)}.{did_you_mean(name[:100], class_names(kinds))}")
     found = import_trusted(name)
     if not inspect.isclass(found):
@@ -69,6 +71,16 @@ def find_class(name: str, kinds: Collection[type] = ()) -> type:
     if not (is_dataclass(found) or issubclass(found, plugin_kinds())):
         raise PluginError(f"{name!r} is no plugin. A recipe names plugins alone: see 'tailor plugins'.")
     return found
+
+
+def _unfinished(name: str) -> str | None:
+    """Return what a class of the user's lacks that has the name of a plugin and abstract methods."""
+    for registry in REGISTRIES:
+        for cls in registry.unfinished():
+            if cls.__name__ == name:
+                missing = ", ".join(sorted(cls.__abstractmethods__))
+                return f"{name} is no {registry.kind.__name__} yet: it has to write {missing}."
+    return None
 
 
 def plugin_kinds() -> tuple[type, ...]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tailorlib.endings import no_exit
 from tailorlib.exceptions import PluginError, did_you_mean
@@ -62,6 +62,10 @@ class Registry(Generic[T]):
     def modules(self) -> frozenset[str]:
         """Return the modules that the installed plugins are in."""
         return frozenset(entry.value.partition(":")[0] for entry in self._entries().values())
+
+    def unfinished(self) -> list[Any]:
+        """Return the classes that the user named which have abstract methods left."""
+        return [c for c in _subclasses(self.kind) if _is_named(c.__module__) and inspect.isabstract(c)]
 
     def load_all(self) -> dict[str, type[T]]:
         """Import every plugin and return the classes by name."""

@@ -14,7 +14,7 @@ from typing import Any
 from tailorlib.endings import before_exit, no_exit
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.states import Work
-from tailorlib.exceptions import EvaluationError, TailorError
+from tailorlib.exceptions import EvaluationError, TailorError, where_raised
 from tailorlib.fitness import Fitness, Measurement, SampleResult
 from tailorlib.forks import staying
 from tailorlib.objective import Candidate
@@ -347,7 +347,9 @@ class Evaluator:
 
 def _reason(error: Exception) -> str:
     text = error_text(error)
-    return text if isinstance(error, TailorError | TrialTimeoutError) else f"{type(error).__name__}: {text}"
+    if isinstance(error, TailorError | TrialTimeoutError):
+        return text
+    return f"{type(error).__name__}: {text}{safe_text(where_raised(error))}"
 
 
 def _shared(a: Tailoring, b: Tailoring) -> str:

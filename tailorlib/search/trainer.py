@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import statistics
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,9 @@ from tailorlib.search.tracking import secondary, shield
 from tailorlib.search.trainer_options import option_faults, strategy_for
 from tailorlib.search.watch import lost_message, somebody_gone, stop_watch
 from tailorlib.trial import Trial
+
+MANY_FAILURES = 0.1
+"""Share of failed trials from which a study warns of them."""
 
 
 class TailorTrainer(Trainer):
@@ -129,11 +134,14 @@ class TailorTrainer(Trainer):
         with leaving_together():
             if self.is_global_zero:
                 self._conclude(model)
+        sound = _tell_failures(model.trials)
         model.end_session(f"stopped by {cut}" if cut else model.stopped or "finished")
         if cut:
             say(f"[yellow]![/] The search is not finished: it was stopped by {escape(cut)}.")
             say(escape(_how_to_resume(model)))
             raise EndedEarly(OVERTIME)
+        if not sound:
+            raise EndedEarly(1)
 
     def _cut_short(self) -> str:
         """Return what ended the loop before the study was over, in a user's words."""
@@ -313,6 +321,8 @@ class TailorTrainer(Trainer):
             "benchmark": [asdict(row) for row in rows],
         }
         model.tracker.model(study.directory / "model" if study.settings.export else None, facts)
+        failed = sum(t.fitness is None for t in model.trials)
+        facts |= {"failed_trials": failed, "reliable": 2 * failed <= len(model.trials)}
         emit("result", {**facts, "trials": len(model.trials), "seconds": seconds, "directory": study.directory})
         for logger in self.loggers:
             logger.finalize("success")
@@ -356,6 +366,21 @@ def _check_folder(study: Study) -> None:
         raise RecipeError(f"study.directory is a folder; {str(there)!r} is a file. Name another.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise RecipeError(f"study.directory can't be written: no permission for {str(there)!r}. Name another.")
+
+
+def _tell_failures(trials: Sequence[Trial]) -> bool:
+    """Warn if many trials failed; say whether the result rests on half of them at least."""
+    reasons = Counter(str(t.reason) for t in trials if t.fitness is None)
+    failed = reasons.total()
+    sound = 2 * failed <= len(trials)
+    if failed and failed >= MANY_FAILURES * len(trials):
+        reason, number = reasons.most_common(1)[0]
+        what = "many trials failed" if sound else "the result rests on less than half of the trials"
+        say(
+            f"[{'yellow' if sound else 'red'}]![/] {failed} of {len(trials)} trials failed: {what}. Of these "
+            f"{number}: {escape(reason[:500])}"
+        )
+    return sound
 
 
 @rank_zero_only
