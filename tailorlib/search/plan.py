@@ -130,7 +130,7 @@ def plan_table(study: Study, device: torch.device, devices: int = 1, calibrate: 
     table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints{adapters}, read when needed")
     if calibrate:
         _add_times(table, study, device, devices)
-        table.add_row("not timed", escape(", ".join(not_timed(study))))
+        table.add_row("not timed", escape("; ".join(not_timed(study))))
     return table
 
 

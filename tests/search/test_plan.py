@@ -180,4 +180,4 @@ def test_a_calibration_shows_how_far_it_is_and_what_it_leaves_out(make: Callable
     monkeypatch.setattr(plan, "bar", bar)
     text = shown(make(trials=4).study)
     assert seen == [("Calibrating on cpu", 8)]
-    assert "loading the models, scoring the dense model, writing the model" in text
+    assert "loading the models; scoring the dense model; writing the model" in text

@@ -104,7 +104,8 @@ class FineTunedFamily(ModelFamily):
                 candidates[name] = Unbuilt(lora_rank=fine_tuning.rank)
                 steps += fine_tuning.steps
         absent = [name for name, what in candidates.items() if isinstance(what, Unbuilt)]
-        training = f"{', '.join(absent)} are trained first, once: about {steps:,} steps"
+        verb = "is" if len(absent) == 1 else "are"
+        training = f"{', '.join(absent)} {verb} trained first, once: about {steps:,} steps"
         return Planned(self.base, candidates, (training,) if absent else ())
 
     def _variant(self, base: ModelSource, content: str, name: str, fine_tuning: FineTuning) -> Path:
