@@ -12,15 +12,19 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from typing import IO, Any, TextIO, cast
 
 from lightning_utilities.core.rank_zero import rank_zero_only
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.errors import LiveError
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from tailorlib.escaping import visible
+from tailorlib.switches import spelled_out
 
 _lost: OSError | None = None
 """Why nobody gets the output any more, or ``None``."""
@@ -57,8 +61,18 @@ class _Tolerant:
                 os.close(nowhere)
 
 
-class _TolerantConsole(Console):
-    """A console whose stream may fail."""
+class SafeConsole(Console):
+    """A console on which no string can steer the terminal, and whose stream may fail.
+
+    What can't be seen is shown by its number. Only rich itself writes control sequences: for colours, and to move
+    the cursor.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render an object into segments of visible text."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(visible(text), style)
 
     @property
     def file(self) -> IO[str]:
@@ -75,7 +89,7 @@ def lost_output() -> OSError | None:
     return None if isinstance(_lost, BrokenPipeError) else _lost
 
 
-console: Console = _TolerantConsole(highlight=False)
+console: Console = SafeConsole(highlight=False)
 if not console.is_terminal:
     console.width = 140  # a log file has no edge to wrap at
 
@@ -93,7 +107,7 @@ _facts: TextIO | None = None
 
 @contextmanager
 def speaking(args: Sequence[str]) -> Iterator[list[str]]:
-    """Choose who is spoken to, and yield the arguments of a command line without the flags that say so.
+    """Choose who is spoken to, and yield the arguments of a command line, spelled out, less the flags that say so.
 
     ``--quiet`` says nothing but errors to people. ``--json`` writes JSON lines for scripts to the standard output;
     all else that anything prints goes to the standard error.
@@ -106,10 +120,32 @@ def speaking(args: Sequence[str]) -> Iterator[list[str]]:
             _facts, console.stderr = sys.stdout, True
             redirected.enter_context(redirect_stdout(sys.stderr))
         console.quiet = "--quiet" in args
+        redirected.enter_context(_visible_warnings())
         try:
-            yield [a for a in args if a not in FLAGS]
+            yield spelled_out([a for a in args if a not in FLAGS])
         finally:
             _facts, console.quiet, console.stderr = before
+
+
+@contextmanager
+def _visible_warnings() -> Iterator[None]:
+    """Let what is logged and warned of show what can't be seen: it may quote a model's config."""
+    record, formatted = logging.getLogRecordFactory(), warnings.formatwarning
+
+    class Visible(logging.LogRecord):
+        def getMessage(self) -> str:  # noqa: N802 (logging's name)
+            return visible(super().getMessage())
+
+    def formatwarning(*args: Any, **kwargs: Any) -> str:
+        return visible(formatted(*args, **kwargs))
+
+    logging.setLogRecordFactory(Visible)
+    warnings.formatwarning = formatwarning
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(record)
+        warnings.formatwarning = formatted
 
 
 def machine() -> bool:
@@ -134,8 +170,8 @@ def emit(kind: str, data: Mapping[str, Any]) -> None:
 def tell_error(error: Exception, message: str) -> None:
     """Say what a user has to mend, on the standard error; scripts are told, too."""
     emit("error", {"error": type(error).__name__, "message": message})
-    _TolerantConsole(stderr=True, highlight=False, soft_wrap=True).print("[red]tailor: error:[/] ", end="")
-    _TolerantConsole(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
+    SafeConsole(stderr=True, highlight=False, soft_wrap=True).print("[red]tailor: error:[/] ", end="")
+    SafeConsole(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message)
 
 
 def _finite(data: Any) -> Any:
@@ -187,7 +223,12 @@ def step(what: str) -> Iterator[None]:
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[], None]]:
     """Show a progress bar on a terminal, and yield what advances it by one."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     shown = console.is_terminal and is_first_rank() and not console.quiet
     progress = Progress(*columns, console=console, disable=not shown, transient=True)
     task = progress.add_task(description, total=total)

@@ -146,7 +146,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         TailorError: If it is there and must not be overwritten.
     """
     if path.exists() and not overwrite:
-        raise TailorError(f"The file {str(path)!r} exists. Give another name, or --overwrite true.")
+        raise TailorError(f"The file {str(path)!r} exists. Give another name, or --overwrite.")
 
 
 def write_text(path: Path, text: str, *, overwrite: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -17,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tailorlib.console import emit, say
 from tailorlib.exceptions import ModelError, RecipeError
 from tailorlib.files import write_text
+from tailorlib.model_names import named_models, tidied
 from tailorlib.models import adapter
-from tailorlib.models.source import resolve
+from tailorlib.models.source import path_of, resolve
 from tailorlib.recipe import check_recipe, missing_sections
 from tailorlib.tailoring import BASE
 
@@ -69,8 +71,9 @@ def init(
         RecipeError: If the arguments don't make a recipe, with all faults.
         TailorError: If the file exists.
     """
-    named = _named(candidates)
-    faults = [] if 0 < ratio < 1 else [f"--ratio is a share of the layers between 0 and 1, got {ratio}."]
+    base = tidied(base)
+    named, faults = named_models(base, candidates)
+    faults += [] if 0 < ratio < 1 else [f"--ratio is a share of the layers between 0 and 1, got {ratio}."]
     faults += [] if trials >= 1 else [f"--trials is at least 1, got {trials}."]
     described: dict[str, Described] = {}
     for name, reference in {BASE: base, **named}.items():
@@ -79,6 +82,9 @@ def init(
         except ModelError as error:
             faults.append(f"{name}: {error}")
     faults += _mismatches(described)
+    layers = described[BASE].layers if BASE in described else 0
+    if layers and 0 < ratio < 1 and ceil(ratio * layers) >= layers:
+        faults.append(f"--ratio keeps a layer or more, got {ratio} of {layers} layers: all of them. Give less.")
     if faults:
         raise RecipeError(faults)
     text = recipe_text(described, output=output, ratio=ratio, trials=trials, tasks=_split(tasks))
@@ -89,8 +95,8 @@ def init(
     write_text(Path(output), text, overwrite=overwrite)
     emit("recipe", {"file": output, "recipe": data})
     say(f"[green]✓[/] Recipe written to {escape(output)}. Read it, then:")
-    say(f"  tailor plan --config {escape(output)}      # memory and time, before any weight is read")
-    say(f"  tailor search --config {escape(output)}")
+    say(f"  tailor plan --config {escape(shlex.quote(output))}      # memory and time, before any weight is read")
+    say(f"  tailor search --config {escape(shlex.quote(output))}")
 
 
 def recipe_text(
@@ -110,12 +116,12 @@ def recipe_text(
         f"      {_plain(name)}: {_plain(model.reference)}" for name, model in models.items() if name != BASE
     )
     return _TEMPLATE.format(
-        command=f"tailor search --config {output}",
+        command=f"tailor search --config {shlex.quote(output)}" if output.isprintable() else "tailor search",
         size=f"{base.parameters / 1e6:,.0f} M parameters in {base.layers} layers",
         base=_plain(base.reference),
         candidates=lines,
         quantization=_quantization(models),
-        ratio=ratio,
+        ratio=_plain(ratio),
         removed=ceil(ratio * base.layers),
         layers=base.layers,
         search_tasks=_task_part(tasks, "probability of the right answer: smoother than accuracy"),
@@ -216,42 +222,21 @@ trainer:
 """
 
 
-def _named(candidates: Sequence[str]) -> dict[str, str]:
-    """Return candidates by name.
-
-    Raises:
-        RecipeError: If a name is given twice, or is the base's.
-    """
-    found: dict[str, str] = {}
-    faults = []
-    for spec in candidates:
-        name, given, reference = spec.partition("=")
-        if not given or "#" in name:
-            reference = spec
-            name = re.sub(r"\W+", "-", Path(spec.partition("#")[0]).stem.lower()).strip("-") or "candidate"
-        if name in found or name == BASE:
-            whose = "the base's" if name == BASE else "given twice"
-            faults.append(f"Candidates have names of their own, got {name!r}, which is {whose}. Write NAME=MODEL.")
-        found[name] = reference
-    if faults:
-        raise RecipeError(faults)
-    return found
-
-
 def _describe(reference: str) -> Described:
     location = reference.partition("#")[0]
-    folder = Path(location).expanduser()
+    folder = path_of(location)
     if (folder / adapter.CONFIG).is_file():
         return Described(reference)
     if not folder.is_dir() and (location.startswith("package:") or location.endswith(".gguf")):
         folder = resolve(reference).folder
+    name, _, revision = (str(folder), "", "") if folder.is_dir() else location.partition("@")
     try:
-        config = AutoConfig.from_pretrained(str(folder) if folder.is_dir() else location, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, revision=revision or None, trust_remote_code=False)
     except Exception as error:  # transformers, the hub's client and the network each have errors of their own
         raise ModelError(
             f"A model is a folder with a config.json or an adapter_config.json, a GGUF file, or a hub id; "
             f"{reference!r} "
-            f"can't be read as one: {str(error).splitlines()[0]}"
+            f"can't be read as one: {(str(error).splitlines() or [type(error).__name__])[0]}"
         ) from error
     config = config.get_text_config()
     with torch.device("meta"):
@@ -295,7 +280,7 @@ def _quantization(models: Mapping[str, Described]) -> str:
 
 
 def _task_part(tasks: Sequence[str], remark: str) -> str:
-    names = ", ".join(map(_plain, tasks)) or "arc_easy"
+    names = ", ".join(map(_plain, tasks or ["arc_easy"]))
     lines = (
         f"tasks: # {remark}",
         "  class_path: LMEval",
@@ -309,6 +294,13 @@ def _split(names: str | None) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    """Return a value as YAML on one line."""
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("...").rstrip("\n")
+    """Return a value as YAML on one line, also inside brackets."""
+    # a line break must stay one, and jsonargparse takes 1e3 for a number where PyYAML doesn't
+    bare = not isinstance(value, str) or (
+        value.isprintable() and re.fullmatch(r"[-+.\d]*e?[-+\d]*", value) is None
+    )
+    style = None if bare else '"'
+    text: str = yaml.safe_dump(
+        [value], default_flow_style=True, default_style=style, width=10**6, allow_unicode=True
+    )
+    return text.strip()[1:-1]

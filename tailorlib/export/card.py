@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from tailorlib.escaping import markdown, visible
 from tailorlib.export.licenses import License, license_warnings
 from tailorlib.tailoring import BASE, LayerPlan, Owner, PartPlan, Tailoring
 from tailorlib.version import __version__
@@ -17,7 +18,7 @@ _COLUMNS = (
     *("scale of attention", "scale of MLP"),
 )
 """Of a layer's row; the last three are left out where no layer has them."""
-_HUB_ID = re.compile(r"^[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 _FOLDERS = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?[\\/](?:[^\s'",\]}\\/]+[\\/])+""")
 """What an absolute path has before its last part."""
@@ -55,6 +56,8 @@ def render_card(
     licenses: Mapping[str, Sequence[License]] | None = None,
     tied: bool = False,
     code: Sequence[str] = (),
+    remarks: Sequence[str] = (),
+    origins: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Return the Markdown text of a model card.
 
@@ -68,24 +71,27 @@ def render_card(
         licenses: What each model says of its licence, by family name.
         tied: Whether the head is the embeddings.
         code: Names of the files of the base's own code that the folder has.
+        remarks: What else to say of the model, a paragraph each.
+        origins: Hub ids that a model's own file names as what it was made from, by family name.
     """
     references = {**references, **info.references}
     names = [n for n in references if n == BASE or n in tailoring.models]
+    known = {n: tuple((origins or {}).get(n, ())) for n in names}
     stated = {n: tuple((licenses or {}).get(n, ())) for n in names}
     kept = len(tailoring.layers)
     sections = [
-        f"---\n{yaml.safe_dump(_front_matter(info, references, stated), sort_keys=False)}---",
-        f"# {escape(info.title or title)}",
+        f"---\n{yaml.safe_dump(_front_matter(info, references, stated, known), sort_keys=False)}---",
+        f"# {markdown(info.title or title)}",
         f"{kept} of {len(layer_kinds)} layers, {num_parameters:,} parameters. Made by tailorlib {__version__}: "
         "layers of a base model and of its fine-tunes, removed, chosen and merged as listed below.",
-        _model_section(names, references, stated),
+        _model_section(names, references, stated, known),
         _layer_section(tailoring, len(layer_kinds), tied),
     ]
     scores = info.scores if isinstance(info.scores, str) else _score_table(info.scores)
     if scores:
         sections.append(f"## Scores\n\n{scores}")
     note = pattern_note(layer_kinds, [layer_kinds[p.sources[0].layer] for p in tailoring.layers])
-    sections += [text for text in (note, info.notes) if text]
+    sections += [text for text in (markdown(note), *map(markdown, remarks), info.notes) if text]
     sections.append(_use_section(code))
     sections += [_recipe_section(info, tailoring), _license_section(info, stated)]
     text = "\n\n".join(sections) + "\n"
@@ -93,10 +99,14 @@ def render_card(
 
 
 def _front_matter(
-    info: CardInfo, references: Mapping[str, str], stated: Mapping[str, Sequence[License]]
+    info: CardInfo,
+    references: Mapping[str, str],
+    stated: Mapping[str, Sequence[License]],
+    origins: Mapping[str, Sequence[str]],
 ) -> dict[str, object]:
     front: dict[str, object] = {"library_name": "transformers", "tags": ["tailorlib", "layer-pruning", "merge"]}
-    hub = [references[n].partition("@")[0] for n in stated if _HUB_ID.match(references[n])]
+    named = ([references[n].partition("@")[0]] if _HUB_ID.fullmatch(references[n]) else origins[n] for n in stated)
+    hub = list(dict.fromkeys(name for names in named for name in names))
     if hub:
         front["base_model"] = hub
     identifiers = {license.identifier for found in stated.values() for license in found}
@@ -106,13 +116,16 @@ def _front_matter(
 
 
 def _model_section(
-    names: Sequence[str], references: Mapping[str, str], stated: Mapping[str, Sequence[License]]
+    names: Sequence[str],
+    references: Mapping[str, str],
+    stated: Mapping[str, Sequence[License]],
+    origins: Mapping[str, Sequence[str]],
 ) -> str:
-    rows = [
-        (escape(n), escape(display_name(references[n])), escape(", ".join(map(str, stated[n])) or "not stated"))
-        for n in names
-    ]
-    return "## Models\n\n" + _table(("name", "from", "licence"), rows)
+    places = {
+        n: display_name(references[n]) + (f" (of {', '.join(origins[n])})" if origins[n] else "") for n in names
+    }
+    rows = [(n, places[n], ", ".join(map(str, stated[n])) or "not stated") for n in names]
+    return "## Models\n\n" + _table(("name", "from", "licence"), [[*map(markdown, row)] for row in rows])
 
 
 def _use_section(code: Sequence[str]) -> str:
@@ -125,14 +138,14 @@ def _use_section(code: Sequence[str]) -> str:
     if code:
         text += (
             "\n\nThe model needs `trust_remote_code=True`: its classes are in Python files of the base model "
-            f"that lie beside it and are run when it is loaded. Read them first: {escape(', '.join(code))}."
+            f"that lie beside it and are run when it is loaded. Read them first: {markdown(', '.join(code))}."
         )
     return text
 
 
 def _recipe_section(info: CardInfo, tailoring: Tailoring) -> str:
-    recipe = _FOLDERS.sub("", info.recipe)  # this machine's concern nobody
-    blocks = [_folded("Tailoring", tailoring.to_yaml())]
+    recipe = _FOLDERS.sub("", visible(info.recipe))  # this machine's concern nobody
+    blocks = [_folded("Tailoring", visible(tailoring.to_yaml()))]
     blocks += [_folded("Recipe of the search", recipe)] if recipe.strip() else []
     return "\n\n".join(["## How it was made", *blocks])
 
@@ -144,36 +157,18 @@ def _folded(summary: str, text: str) -> str:
 
 def _license_section(info: CardInfo, stated: Mapping[str, Sequence[License]]) -> str:
     text = (
-        escape(info.license) + ", and" if info.license else "This model is subject to"
+        markdown(info.license) + ", and" if info.license else "This model is subject to"
     ) + " the terms of every model in the table above."
-    warnings = "\n".join(f"- {escape(warning)}" for warning in license_warnings(stated))
+    warnings = "\n".join(f"- {markdown(warning)}" for warning in license_warnings(stated))
     if warnings:
         text += f" Look into this first:\n\n{warnings}\n\nThis list is a reading aid and not legal advice."
     return f"## Licence\n\n{text}"
 
 
-def escape(text: object) -> str:
-    """Return text that Markdown shows as it is, also inside a table or at the beginning of a line.
-
-    Characters that can't be seen, such as those that turn the direction of writing, and halves of surrogate pairs
-    are shown by their numbers.
-    """
-    flat = " ".join(str(text).split())
-    seen = "".join(c if c.isprintable() else f"(U+{ord(c):04X})" for c in flat)
-    escaped = re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", seen)
-    unlinked = re.sub(r":(?=//)|@(?=[\w-]+\.)|(?<=www)\.", r"\\\g<0>", escaped, flags=re.IGNORECASE)
-    return re.sub(r"^([-+=])(?=[\s=-]|$)|^(\d+)([.)])(?=\s|$)", _at_the_beginning, unlinked)
-
-
-def _at_the_beginning(match: re.Match[str]) -> str:
-    """Return what would begin a list or a heading, escaped."""
-    return f"\\{match[1]}" if match[1] else f"{match[2]}\\{match[3]}"
-
-
 def display_name(reference: str) -> str:
     """Return a reference without the folders of this machine: a hub id or package as given, else the last part."""
     location = reference.partition("#")[0]
-    if location.startswith("package:") or _HUB_ID.match(location):
+    if location.startswith("package:") or _HUB_ID.fullmatch(location):
         return location
     return location.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or location
 
@@ -188,7 +183,7 @@ def pattern_note(before: Sequence[str], after: Sequence[str]) -> str:
     places = "; ".join(f"{kind}: {[i for i, k in enumerate(after) if k == kind]}" for kind in sorted(set(after)))
     return (
         f"The source's pattern of layers, which repeats after {period} layers, is lost. Now there are {places}. "
-        "`config.json` lists them, but a program that assumes the pattern, as llama.cpp does for some "
+        "config.json lists them, but a program that assumes the pattern, as llama.cpp does for some "
         "architectures, computes something else."
     )
 
@@ -204,7 +199,7 @@ def _layer_section(tailoring: Tailoring, number: int, tied: bool) -> str:
     )
     shown = [i for i in range(len(_COLUMNS)) if i < 4 or any(row[i] for row in rows)]
     table = _table([_COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows])
-    return f"## Layers\n\nRemoved: {', '.join(removed) or 'none'}. {escape(owners)}\n\n{table}"
+    return f"## Layers\n\nRemoved: {', '.join(removed) or 'none'}. {markdown(owners)}\n\n{table}"
 
 
 def _rows(place: str, plan: LayerPlan) -> Iterator[tuple[str, ...]]:
@@ -212,7 +207,7 @@ def _rows(place: str, plan: LayerPlan) -> Iterator[tuple[str, ...]]:
     params = ", ".join(f"{k}={_figure(v)}" for k, v in plan.params)
     scales = [f"{s:.4g}" if s != 1 else "" for s in (plan.attention_scale, plan.mlp_scale)]
     sources, base = ", ".join(map(str, plan.sources)), "" if plan.base is None else str(plan.base)
-    yield tuple(map(escape, (place, sources, plan.operation, params, base, *scales)))
+    yield tuple(map(markdown, (place, sources, plan.operation, params, base, *scales)))
     for name, part in plan.parts:
         yield from _rows(f"{place}, its {name}", part)
 
@@ -229,9 +224,9 @@ def _owner(owner: Owner) -> str:
 def _score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     columns = list(dict.fromkeys(column for row in scores.values() for column in row))
     rows = [
-        (escape(name), *(_figure(row[c]) if c in row else "" for c in columns)) for name, row in scores.items()
+        (markdown(name), *(_figure(row[c]) if c in row else "" for c in columns)) for name, row in scores.items()
     ]
-    return _table(("model", *map(escape, columns)), rows) if rows else ""
+    return _table(("model", *map(markdown, columns)), rows) if rows else ""
 
 
 def _figure(value: object) -> str:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from tailorlib.exceptions import ModelError, shown
 from tailorlib.export.export import exported_config, tensor_specs, tensors
 from tailorlib.models.architecture import PERIODS
+from tailorlib.models.chat import ROLES
 from tailorlib.models.checkpoint import SafetensorsCheckpoint
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import dtype_name
@@ -71,7 +72,7 @@ class Subject:
             device=self.device,
             dtype=dtype,
             merge_cache_bytes=0,
-            generation_folder=self.family.source.folder,
+            generation_folder=self.family.generation_folder,
             trust_remote_code=self.family.source.trust_remote_code,
         )
         return stitcher.stitch(self.tailoring)
@@ -264,7 +265,11 @@ def _tokenizer(subject: Subject) -> str:
         ids, expected = found(text)["input_ids"], original(text)["input_ids"]
         if ids != expected or found.decode(ids) != original.decode(expected):
             raise DifferenceError(f"{text!r} becomes {shown(ids)} instead of {shown(expected)}")
-    return f"{len(found):,} tokens; ids and texts are the base's"
+    for name in ("chat_template", *ROLES):
+        if getattr(found, name, None) != getattr(original, name, None):
+            raise DifferenceError(f"its {name} is {shown(getattr(found, name, None))}")
+    chat = "" if subject.family.chat is None else f", the chat template {subject.family.chat.name}'s"
+    return f"{len(found):,} tokens; ids and texts are the base's{chat}"
 
 
 def _models(subject: Subject) -> str:

@@ -31,7 +31,7 @@ from tailorlib.tailoring import Tailoring
 RECIPE_NAME = "recipe.yaml"
 _OPTIONS = (
     *("config", "c", "plugins", "family"),
-    *("run", "trial", "tailoring", "output", "overwrite", "verify", "format", "max_shard_gb"),
+    *("run", "trial", "tailoring", "output", "overwrite", "verify", "format", "max_shard_gb", "chat_from"),
 )
 
 
@@ -88,6 +88,7 @@ def export_verb(
     verify: bool = False,
     format: Literal["hf", "mergekit"] = "hf",
     max_shard_gb: float = 5.0,
+    chat_from: str | None = None,
 ) -> None:
     """Write a tailoring as a Hugging Face model: `tailor export RUN --output DIR`.
 
@@ -102,6 +103,8 @@ def export_verb(
         verify: Load the written model with transformers and compare it with the live one.
         format: A Hugging Face model, or the configuration with which mergekit makes the same.
         max_shard_gb: Largest size of a weights file, in 10^9 bytes.
+        chat_from: Name of the model whose chat template, special tokens and generation settings the export gets,
+            instead of what the recipe says.
 
     Raises:
         TailorError: For a mistake of the user.
@@ -111,6 +114,7 @@ def export_verb(
     chosen = choose(run, trial, tailoring)
     default = "model" if format == "hf" else "mergekit.yaml"
     target = Path(output) if output is not None else Path(str(run)) / default
+    family.chat_from = chat_from or family.chat_from
     family.prepare()
     if run is not None:
         used = used_models(chosen) & family.sources.keys()

@@ -19,7 +19,9 @@ from tailorlib.export.licenses import licenses_of
 from tailorlib.export.writer import TensorSpec, write_checkpoint
 from tailorlib.files import os_message
 from tailorlib.models.architecture import layer_kinds, slot_index, tailored_config
+from tailorlib.models.chat import has_template
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.gguf_header import hub_ids
 from tailorlib.models.own_code import code_files, has_own_tokenizer
 from tailorlib.models.reading import private_reads
 from tailorlib.tailoring import Tailoring
@@ -80,9 +82,9 @@ def export_model(
         _check_target(target, overwrite)
     except OSError as error:
         raise TailorError(os_message(error, target, "written")) from error
-    note = lost_pattern(family, tailoring)
-    if note:
-        _log.warning(note)
+    for note in (lost_pattern(family, tailoring), lost_template(family, tailoring)):
+        if note:
+            _log.warning(note)
     specs = tensor_specs(family, tailoring)
     needed = sum(spec.nbytes for spec in specs) + _ROOM
     try:
@@ -139,12 +141,28 @@ def lost_pattern(family: ModelFamily, tailoring: Tailoring) -> str:
     return pattern_note(kinds, [kinds[slot_index(plan)] for plan in tailoring.layers])
 
 
+def lost_template(family: ModelFamily, tailoring: Tailoring) -> str:
+    """Return a warning if a source of layers has a chat template and the export has none, else nothing."""
+    if family.chat is not None or has_template(family.source.folder):
+        return ""
+    drawn = [name for name in tailoring.models if has_template(family.sources[name].folder)]
+    if not drawn:
+        return ""
+    return (
+        f"Layers come from {', '.join(drawn)}, with a chat template, and the tailored model has none, since the "
+        "base has none. To give it one, with its special tokens and ends of turns, name the model: --chat-from "
+        f"{drawn[0]}, or family.init_args.chat_from in the recipe."
+    )
+
+
 def _write_rest(family: ModelFamily, tailoring: Tailoring, folder: Path, card: CardInfo, title: str) -> None:
     exported_config(family, tailoring).save_pretrained(folder)
     source = family.source
     code = code_files(source.folder) if source.trust_remote_code else ()
     for name in (*_COPIED, *(file.name for file in code), *_own_vocabulary(family)):
         _copy(source.folder / name, folder / name)
+    if family.chat is not None:
+        family.chat.write(folder)
     (folder / TAILORING).write_text(tailoring.to_yaml(), encoding="utf-8")
     text = render_card(
         card,
@@ -156,8 +174,16 @@ def _write_rest(family: ModelFamily, tailoring: Tailoring, folder: Path, card: C
         licenses={name: licenses_of(source.folder) for name, source in family.sources.items()},
         tied=bool(family.config.tie_word_embeddings),
         code=[file.name for file in code],
+        origins={name: hub_ids(source.folder) for name, source in family.sources.items()},
+        remarks=[note for note in (lost_template(family, tailoring), _chat_note(family)) if note],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _chat_note(family: ModelFamily) -> str:
+    if family.chat is None:
+        return ""
+    return f"Chat template, special tokens and generation settings are those of {family.chat.name}."
 
 
 def _own_vocabulary(family: ModelFamily) -> list[str]:

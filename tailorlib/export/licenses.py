@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tailorlib.bounded import load_yaml
 from tailorlib.exceptions import RecipeError
+from tailorlib.models.gguf_header import stated as gguf_statements
 
 
 class Kind(StrEnum):
@@ -90,7 +91,10 @@ class License:
 
 
 def licenses_of(folder: Path) -> tuple[License, ...]:
-    """Return what a model's folder says of its licence: in the model card, in a licence file, in the config.
+    """Return what a model's folder says of its licence.
+
+    That is in the model card, in a licence file, in the config, and in the metadata of a GGUF file, if the folder
+    was made from one.
 
     Statements that repeat an earlier one are left out; none at all is an empty tuple.
     """
@@ -102,6 +106,10 @@ def licenses_of(folder: Path) -> tuple[License, ...]:
             break
     config = _mapping(_head(folder / "config.json"))
     found += [License(name, "config.json") for name in _names(config.get("license"))]
+    made = gguf_statements(folder)  # of a GGUF file
+    names = _names(made.get("general.license"))
+    own = _names(made.get("general.license.name"))
+    found += [License(name, "GGUF metadata") for name in (own if own and names in ([], ["other"]) else names)]
     first = {license.identifier: license for license in reversed(found)}
     return tuple(license for license in found if first[license.identifier] is license)
 

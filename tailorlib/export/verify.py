@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tailorlib.escaping import visible
 from tailorlib.exceptions import TailorError
 from tailorlib.export.checks import CHECKS, DifferenceError, Subject
 from tailorlib.models.family import ModelFamily
@@ -48,12 +49,12 @@ class VerifyReport:
 
     def table(self) -> Table:
         """Return the report as a table for the terminal."""
-        title = Text(f"Verified {self.folder} in {self.seconds:.1f} s")
+        title = Text(visible(f"Verified {self.folder} in {self.seconds:.1f} s"))
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         table.add_column("check", no_wrap=True)
         table.add_column("found", overflow="fold")
         for check in self.checks:
-            table.add_row(Text(check.name), Text.assemble(("✓ ", "green"), check.finding))
+            table.add_row(Text(visible(check.name)), Text.assemble(("✓ ", "green"), visible(check.finding)))
         return table
 
 

@@ -66,8 +66,10 @@ def _base(configuration: Configuration, homes: list[str], named: str | None) -> 
         return named if named in homes else homes[0]
     if named is not None:
         return named
-    asked = "" if configuration.tokenizer is None else configuration.tokenizer[1]
-    return next((m for m in configuration.models if same_model(m, asked)), configuration.models[0])
+    first, *_ = models = configuration.models
+    if configuration.tokenizer is None:
+        return first
+    return next((model for model in models if same_model(model, configuration.tokenizer[1])), first)
 
 
 def _check_tokenizer(configuration: Configuration, base: str, named: str | None, faults: Faults) -> None:

@@ -14,6 +14,7 @@ from tailorlib.exceptions import ModelError, PluginError, RecipeError, did_you_m
 from tailorlib.limits import MEBIBYTES, Limits, limit_faults
 from tailorlib.models.architecture import Architecture, layer_kinds
 from tailorlib.models.assembly import Assembly
+from tailorlib.models.chat import GENERATION, Chat, open_chat
 from tailorlib.models.checkpoint import Checkpoint
 from tailorlib.models.opening import Opened, note_on, with_own_head
 from tailorlib.models.outline import Planned, outline_base, outline_candidate
@@ -61,6 +62,9 @@ class ModelFamily:
         compare: What a search compares with what transformers loads of the same folders when it opens the models:
             'small' compares names and shapes, and all tensors and logits if the base takes at most 600 MB; 'all'
             compares these of models of any size, which takes the memory of one model more.
+        chat_from: Name of the model, 'base' or a candidate, whose chat template, special tokens, ends of turns and
+            generation settings the tailored model gets; the base's by default. Text becomes the base's tokens
+            whatever it is.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class ModelFamily:
         layer_cache_mib: int | None = None,
         trust_remote_code: list[str] | None = None,
         compare: Literal["small", "all"] = "small",
+        chat_from: str | None = None,
     ) -> None:
         self.base, self.candidates = base, dict(candidates or {})
         self.dtype, self.merge_cache_mib, self.quantization = dtype, merge_cache_mib, quantization
@@ -82,6 +87,8 @@ class ModelFamily:
         self.layer_cache_mib = layer_cache_mib
         self.trust_remote_code = trust_remote_code
         self.compare = compare
+        self.chat_from = chat_from
+        self._chat: Chat | None = None
         self._required: set[Statistic] = set()
         self._statistics: LayerStatistics | None = None
         self._checkpoints: dict[str, Checkpoint] = {}
@@ -185,10 +192,26 @@ class ModelFamily:
         sources = {BASE: opened.source, **{name: candidate.source for name, candidate in found.items()}}
         self._opened = found
         self._sources_found, self._checkpoints, self._config = sources, checkpoints, opened.config
+        self._chat = self._open_chat(opened.source)
         self._kinds = layer_kinds(opened.config)
         self._assembly = Assembly(opened.architecture, checkpoints, opened.layer_suffixes, opened.outer)
         if self.calibration is not None:
             self._statistics = self.assembly.statistics = LayerStatistics(self)
+
+    def _open_chat(self, base: ModelSource) -> Chat | None:
+        """Return the chat settings that were asked for, and give them to the config."""
+        name = self.chat_from
+        if name is None:
+            return None
+        if name not in self._sources_found:
+            hint = did_you_mean(name, self._sources_found)
+            raise RecipeError(f"chat_from names a model of the family, got {shown(name)}.{hint}")
+        try:
+            chat = open_chat(name, self._sources_found[name], self._load_tokenizer(base))
+        except ModelError as error:
+            raise RecipeError(f"chat_from: {error}") from error
+        chat.set_config(self._config)
+        return chat
 
     def require(self, operations: Iterable[MergeOperation]) -> None:
         """Say which merges will be used: :meth:`load` gathers the layer statistics that they ask for.
@@ -225,10 +248,12 @@ class ModelFamily:
                 quantization=self.quantization,
                 merge_cache_bytes=self.merge_cache_mib * 2**20,
                 layer_cache_bytes=None if self.layer_cache_mib is None else self.layer_cache_mib * 2**20,
-                generation_folder=self.source.folder,
+                generation_folder=self.generation_folder,
                 trust_remote_code=self.source.trust_remote_code,
             )
             self._stitcher.share(self._shared)
+            if self._chat is not None:
+                self._chat.set_config(self._stitcher.model.generation_config)
         if self._statistics is not None:
             self._statistics.gather(sorted(self._required))
 
@@ -314,18 +339,32 @@ class ModelFamily:
             ModelError: If the base has none.
         """
         if self._tokenizer is None:
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(
-                    self.source.folder, trust_remote_code=self.source.trust_remote_code
-                )
-            except Exception as error:  # what own code raises is the user's to mend, whatever it is
-                if not (self.source.trust_remote_code or isinstance(error, (OSError, ValueError, KeyError))):
-                    raise
-                raise ModelError(
-                    f"The base model {str(self.source.folder)!r} has no tokenizer that "
-                    f"transformers can load: {error}{note_on(self.source)}"
-                ) from error
+            self._tokenizer = self._load_tokenizer(self.source)
+            if self._chat is not None:
+                self._chat.set_tokenizer(self._tokenizer)
         return self._tokenizer
+
+    def _load_tokenizer(self, source: ModelSource) -> Any:
+        try:
+            return AutoTokenizer.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
+        except Exception as error:  # what own code raises is the user's to mend, whatever it is
+            if not (source.trust_remote_code or isinstance(error, (OSError, ValueError, KeyError))):
+                raise
+            raise ModelError(
+                f"The base model {str(source.folder)!r} has no tokenizer that "
+                f"transformers can load: {error}{note_on(source)}"
+            ) from error
+
+    @property
+    def chat(self) -> Chat | None:
+        """The chat settings of another model that tailored models get; ``None`` if they are the base's."""
+        return self._chat
+
+    @property
+    def generation_folder(self) -> Path:
+        """Where the generation settings of tailored models lie, if there are any."""
+        chosen = self.source.folder if self._chat is None else self._chat.folder
+        return chosen if (chosen / GENERATION).is_file() else self.source.folder
 
     @property
     def checkpoints(self) -> Mapping[str, Checkpoint]:

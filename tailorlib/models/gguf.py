@@ -14,8 +14,9 @@ from rich.markup import escape
 from tailorlib.console import say
 from tailorlib.exceptions import ModelError
 from tailorlib.models.cache import build_once, cache_root, is_sealed
+from tailorlib.models.gguf_header import write_statements
 
-FORMAT = 1
+FORMAT = 2
 """Version of the conversion; a new one makes every file be converted again."""
 
 
@@ -30,7 +31,12 @@ def converted(file: Path, digest: str) -> Path:
         ModelError: If transformers can't read the file.
     """
     target = cache_root() / "gguf" / f"{digest[:32]}-v{FORMAT}"
-    return build_once(target, lambda folder: _convert(file, folder))
+    return build_once(target, lambda folder: _build(file, folder))
+
+
+def _build(file: Path, folder: Path) -> None:
+    _convert(file, folder)
+    write_statements(file, folder)
 
 
 def outlined(file: Path, digest: str) -> tuple[Path, bool]:

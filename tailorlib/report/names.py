@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from tailorlib.distributions import ParamValue
+from tailorlib.escaping import visible
 from tailorlib.report.importance import Decision
 from tailorlib.tailoring import SELECT, LayerPlan, Owner
 
-_UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]|[\u202a-\u202e\u2066-\u2069]")
-"""Control characters, halves of characters, and marks that turn the direction of what follows."""
-
 
 def clean(text: object, limit: int = 0) -> str:
-    """Return text without characters that a terminal, XML or UTF-8 can't take.
+    """Return text in which characters that a terminal, XML or UTF-8 can't take are shown by their numbers.
 
     Args:
         text: Anything; its string is taken.
         limit: Largest number of characters; what is longer is cut and ends with ``…``. 0 for any.
     """
-    shown = _UNSHOWABLE.sub("\ufffd", str(text))
+    shown = visible(text)
     return f"{shown[: limit - 1]}…" if 0 < limit < len(shown) else shown
 
 

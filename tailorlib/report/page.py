@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tailorlib.escaping import visible
 from tailorlib.pareto import front
 from tailorlib.report import tables
 from tailorlib.report.difference import Line, recipe_difference, tailoring_difference
@@ -66,6 +67,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda found: found if isinstance(found, Markup) else visible(found),
     )
     # markup of its own, and no string of a study, goes in unescaped
     style = Markup(environment.get_template("report.css").render().strip())

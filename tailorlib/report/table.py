@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from tailorlib.escaping import markdown, visible
 from tailorlib.exceptions import TailorError
 from tailorlib.files import write_text
 from tailorlib.fitness import Measurement
@@ -127,23 +128,24 @@ def render_table(rows: Sequence[BenchmarkRow], *, title: str = "Benchmark") -> T
     table = Table(
         title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0), pad_edge=False, show_edge=False
     )
-    table.caption, table.caption_justify = Text("\n".join(remarks)), "left"
+    table.caption, table.caption_justify = Text(visible("\n".join(remarks))), "left"
     # A log is 80 characters wide: names wrap, both figures of the parameters share a cell, the rest stays whole.
     table.add_column(heads[0], overflow="fold", min_width=9)
     table.add_column("params", justify="right", no_wrap=True)
     for head in heads[3:]:
-        table.add_column(head.replace("/", "\n"), justify="right", no_wrap=True)
+        table.add_column(Text(visible(head.replace("/", "\n"))), justify="right", no_wrap=True)
     for i, (name, millions, share, *figures) in enumerate(body):
-        table.add_row(Text(name), f"{millions} M\n{share} %", *map(Text, figures), end_section=i == 0)
+        table.add_row(Text(visible(name)), f"{millions} M\n{share} %", *map(Text, figures), end_section=i == 0)
     return table
 
 
 def markdown_table(rows: Sequence[BenchmarkRow]) -> str:
     """Return the table and its legend as Markdown; the first row is the dense model."""
     heads, body, remarks = table_cells(rows)
-    lines = [" | ".join(h.replace("\n", " ") for h in heads), " | ".join(["---"] + ["---:"] * (len(heads) - 1))]
-    lines += [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in body]
-    return "\n".join(f"| {line} |" for line in lines) + "\n\n" + "\n".join(f"- {r}" for r in remarks) + "\n"
+    lines = [" | ".join(map(markdown, heads)), " | ".join(["---"] + ["---:"] * (len(heads) - 1))]
+    lines += [" | ".join(map(markdown, cells)) for cells in body]
+    table = "\n".join(f"| {line} |" for line in lines)
+    return table + "\n\n" + "\n".join(f"- {markdown(remark)}" for remark in remarks) + "\n"
 
 
 def benchmark_dict(rows: Sequence[BenchmarkRow]) -> dict[str, Any]:

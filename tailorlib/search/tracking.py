@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.markup import escape
 
 from tailorlib.console import emit, say
+from tailorlib.escaping import visible
 from tailorlib.files import os_message, replace_file
 from tailorlib.pareto import hypervolume
 from tailorlib.report.pictures import layer_map_text
@@ -141,7 +142,7 @@ class Tracker:
         """Log what validation found of a trial."""
         figures = {"validation/score": found.score, **{f"validation/{k}": v for k, v in found.metrics.items()}}
         for logger in self.loggers:
-            logger.log_metrics(figures, step=number)
+            logger.log_metrics({visible(name): value for name, value in figures.items()}, step=number)
             logger.save()
         emit("validation", {"trial": number, "score": found.score, "metrics": dict(found.metrics)})
 
@@ -235,7 +236,7 @@ def trial_figures(trial: Trial, best: Trial | None, retained: float | None) -> d
         figures["retained_percent"] = retained
     if torch.accelerator.is_available():
         figures["device_memory_mib"] = torch.accelerator.max_memory_allocated() / 2**20
-    return figures
+    return {visible(name): value for name, value in figures.items()}
 
 
 def table_rows(trials: Sequence[Trial], layout: FamilyLayout) -> Iterator[tuple[Any, ...]]:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tailorlib.console import emit, say, step
 from tailorlib.endings import OVERTIME, EndedEarly, Stopped, no_exit, note, received, signal_name
@@ -251,7 +252,8 @@ class TailorTrainer(Trainer):
         table = Table("kind", "name", "what it is", title="Plugins", title_justify="left")
         for registry in REGISTRIES:
             for name, cls in registry.load_all().items():
-                table.add_row(registry.kind.__name__, name, (cls.__doc__ or "").strip().split("\n")[0])
+                about = (cls.__doc__ or "").strip().split("\n")[0]
+                table.add_row(registry.kind.__name__, Text(name), Text(about))
             table.add_section()
         say(table)
         for registry in REGISTRIES:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import yaml
 from model_cases import plan
 
-from tailorlib.export.card import CardInfo, display_name, escape, pattern_note, render_card
+from tailorlib.escaping import markdown
+from tailorlib.export.card import CardInfo, display_name, pattern_note, render_card
 from tailorlib.export.licenses import License
 from tailorlib.tailoring import LayerPlan, LayerSource, PartPlan, Tailoring
 
@@ -112,7 +113,7 @@ def test_scores_are_a_table_or_the_caller_s_text():
 
 
 def test_names_cannot_break_the_card():
-    assert escape("a|b\n# <script>`x`") == "a\\|b \\# \\<script\\>\\`x\\`"
+    assert markdown("a|b\n# <script>`x`") == "a\\|b \\# \\<script\\>\\`x\\`"
     hostile = card(CardInfo(license="x: [\n---"), title="a\n---\n# b")
     assert yaml.safe_load(hostile.split("---\n")[1])["library_name"] == "transformers"
 

@@ -76,6 +76,17 @@ def test_overwriting_verifying_and_the_size_of_files_are_options(argv, tmp_path,
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) == 2
 
 
+def test_the_model_whose_chat_settings_are_taken_is_an_option(argv, folders, tmp_path):
+    with pytest.raises(RecipeError, match=r"chat_from: .* has none"):
+        export_command(argv("--chat_from", "a"))
+    (folders["a"] / "chat_template.jinja").write_text("{{ messages }}")
+    try:
+        assert export_command(argv("--chat_from", "a"))
+        assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages }}"
+    finally:
+        (folders["a"] / "chat_template.jinja").unlink()
+
+
 def test_the_configuration_for_mergekit_is_one_option_away(argv, tmp_path, capsys):
     assert export_command(argv("--format", "mergekit"))
     assert {"slices", "modules", "merge_method"} & yaml.safe_load((tmp_path / "out").read_text()).keys()

@@ -145,7 +145,7 @@ def test_a_subclass_may_make_its_candidates_first(folders):
         (Tailoring((plan("base:0"),), head="hed"), r"takes its head from 'hed'.*no model of the family"),
         (Tailoring((plan("base:0"), plan("a:6"))), r"Layer 1 of the tailoring takes a:6.*0 to 5"),
         (Tailoring((plan("a:0", "b:0", operation="TIES"),)), r"TIES needs 1 or more sources and a base"),
-        (Tailoring((plan("a:0", operation="Linear"),)), r"Linear needs 2 or more sources"),
+        (Tailoring((plan("a:0", operation="SLERP"),)), r"SLERP needs 2 or more sources"),
         (Tailoring((LayerPlan((LayerSource("a", 0),), operation="LayerRemoval"),)), r"LayerRemoval' does neither"),
     ],
 )

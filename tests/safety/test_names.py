@@ -11,9 +11,10 @@ import yaml
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 
+from tailorlib.escaping import markdown
 from tailorlib.exceptions import TailorError
 from tailorlib.export import CardInfo, export_model
-from tailorlib.export.card import escape, render_card
+from tailorlib.export.card import render_card
 from tailorlib.export.licenses import License, licenses_of
 from tailorlib.interchange import from_mergekit
 from tailorlib.models.family import ModelFamily
@@ -98,13 +99,13 @@ def rendered(text: str) -> list[str]:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_plain_text_in_markdown(text: str) -> None:
-    assert set(rendered(escape(text))) <= {"paragraph_open", "inline", "text", "text_special", "paragraph_close"}
-    cell = rendered(f"| a |\n| --- |\n| {escape(text)} |\n")
+    assert set(rendered(markdown(text))) <= {"paragraph_open", "inline", "text", "text_special", "paragraph_close"}
+    cell = rendered(f"| a |\n| --- |\n| {markdown(text)} |\n")
     plain = rendered("| a |\n| --- |\n| x |\n")
     assert [t for t in cell if t not in ("text", "text_special")] == [t for t in plain if t != "text"]
-    assert escape(text).isprintable()
+    assert markdown(text).isprintable()
     for link in ("http://", "https://", "www.", "me@e"):  # what GitHub makes links of without any sign
-        assert link not in escape(text)
+        assert link not in markdown(text)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
