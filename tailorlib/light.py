@@ -13,6 +13,7 @@ from tailorlib.console import speaking
 from tailorlib.endings import run_to_end
 from tailorlib.exceptions import RecipeError
 from tailorlib.options import argument_message
+from tailorlib.switches import spelled_out
 
 LIGHT = {
     "init": "tailorlib.init:init",
@@ -48,7 +49,7 @@ def run_light(verb: str, args: Sequence[str]) -> int:
     """
     parser, function = light_parser(verb)
     try:
-        settings = parser.parse_args(list(args)).as_dict()
+        settings = parser.parse_args(spelled_out(args)).as_dict()
     except ArgumentError as error:
         from tailorlib.parser_messages import clean_message  # brings torch, which takes its time
 
@@ -74,10 +75,6 @@ def light_parser(verb: str) -> tuple[ArgumentParser, Callable[..., int | None]]:
         name, first = next(iter(parameters.items()))
         parser.add_argument(name, nargs="?", type=first.annotation, default=first.default, help=helps.get(name))
         several.append(name)
-    for name, parameter in parameters.items():
-        if parameter.default is False:
-            parser.add_argument(f"--{name}", action="store_true", help=helps.get(name))
-            several.append(name)
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(several))
     for name in lists:  # jsonargparse wants a list in brackets; a shell gives names
         parser.add_argument(name, nargs="+", type=str, help=helps.get(name))
