@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "strategies")]  # this tree, whatever is installed
 WORK = ROOT / "build" / "proof"
 PAGE = ROOT / "docs" / "safety.md"
 BEGIN, END = "<!-- Written by make proof -->", "<!-- End of what make proof writes -->"

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -184,7 +185,8 @@ class Bench:
         folder = self.folder / name
         with FileLock(self.folder / f".{name}.lock"):
             if not (folder / ".done").exists():
-                folder.mkdir(exist_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)  # somebody began it and was stopped
+                folder.mkdir()
                 make(folder)
                 (folder / ".done").touch()
         return folder
