@@ -88,9 +88,9 @@ def _gone(name: str) -> Change:
 
 
 CHANGES: dict[str, tuple[Change, tuple[str, ...]]] = {
-    **{f"text, byte at {w}": (_bytes("text.txt", w), ("text.txt",)) for w in (0.0, 0.3, 0.7)},
-    "text, shorter": (_text("text.txt", TEXT[:40], ""), ("text.txt",)),
-    "text, gone": (_gone("text.txt"), ("text.txt",)),
+    **{f"text, byte at {w}": (_bytes("text.txt", w), ("text.txt", "data of")) for w in (0.0, 0.3, 0.7)},
+    "text, shorter": (_text("text.txt", TEXT[:40], ""), ("text.txt", "data of")),
+    "text, gone": (_gone("text.txt"), ("text.txt", "data of")),
     **{f"weights of base, {i}": (_weights("models/base/model.safetensors", i), ("base",)) for i in range(3)},
     **{f"weights of a, {i}": (_weights("models/a/model.safetensors", i), ("a",)) for i in range(3)},
     **{f"adapter, {i}": (_weights("models/c/adapter_model.safetensors", i), ("c",)) for i in range(2)},
@@ -103,8 +103,8 @@ CHANGES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "tokenizer": (_text("models/base/tokenizer.json", '"type": "BPE"', '"type":  "BPE"'), ("base", "tokenizer")),
     "a and b swapped": (_swapped("models/a", "models/b"), ("a", "b")),
     "base and a swapped": (_swapped("models/base", "models/a"), ("base", "a")),
-    "task's data": (_text("tasks/animals.jsonl", '"label": 0', '"label": 1'), ("animals",)),
-    "task's definition": (_text("tasks/animals.yaml", "{{q}}", "{{q}} "), ("animals",)),
+    "task's data": (_text("tasks/animals.jsonl", '"label": 0', '"label": 1'), ("animals", "data of")),
+    "task's definition": (_text("tasks/animals.yaml", "{{q}}", "{{q}} "), ("animals", "data of")),
 }
 """Each change, and words of which the message has one."""
 UNCHANGED: dict[str, Change] = {
@@ -157,6 +157,7 @@ class Changes(FaultClass):
         parts = {"text": perplexity, "own": {"class_path": "Steepness"}, "animals": tasks}
         recipe["fitness"] = {"class_path": "WeightedMean", "init_args": {"parts": parts}}
         recipe["plugins"] = ["own.py"]
+        recipe["benchmark"] = {"fitness": perplexity}
         for section in ("scheduler", "validation"):
             del recipe[section]
         self.bench.write(folder, recipe)
@@ -182,6 +183,9 @@ class Changes(FaultClass):
         change(place)
         before = tree(place / "run")
         told = tell(VERBS[verb], place)
+        if verb == "export" and what.startswith(("text", "task")):  # a model that is made of none of it
+            told.check_message(0, 2)
+            return
         told.check_message(2)
         assert any(word in told.text for word in words), f"none of {words} is named: {told.text[-2000:]}"
         after = tree(place / "run")
