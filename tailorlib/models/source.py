@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tailorlib.exceptions import ModelError, shown
+from tailorlib.files import check_regular, os_message
 from tailorlib.models import adapter, checkpoint
 from tailorlib.models.cache import sha256_of
 from tailorlib.models.gguf import converted, outlined
@@ -98,6 +99,7 @@ def resolve(reference: str, *, trust_remote_code: bool = False, build: bool = Tr
         folder = _fetch(location, trust_remote_code, build)
         if not build and not _has_weights(folder):
             return ModelSource(folder, (folder / adapter.CONFIG).is_file(), trust_remote_code, outlined=True)
+    _refuse_endless(folder)
     source = ModelSource(folder, (folder / adapter.CONFIG).is_file(), trust_remote_code)
     if expected:
         weights = folder / (adapter.WEIGHTS if source.is_adapter else checkpoint.SINGLE)
@@ -108,6 +110,16 @@ def resolve(reference: str, *, trust_remote_code: bool = False, build: bool = Tr
             )
         _compare(sha256_of(weights), expected, reference)
     return source
+
+
+def _refuse_endless(folder: Path) -> None:
+    """Refuse pipes, sockets and devices among a model's files: whoever opened one would wait, or never be done."""
+    for path in folder.iterdir():
+        try:
+            if path.exists() and not path.is_dir():  # a link that leads nowhere is told by who needs it
+                check_regular(path)
+        except OSError as error:
+            raise ModelError(os_message(error, path, "read")) from error
 
 
 def _has_weights(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 
@@ -239,3 +240,9 @@ def logits_after(family, text):
 def test_what_can_be_no_path_is_told(reference):
     with pytest.raises(ModelError):
         resolve(reference)
+
+
+def test_a_pipe_among_a_models_files_is_refused_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ModelError, match=r"config.json' can't be read: it is a pipe and no file"):
+        resolve(str(tmp_path))
