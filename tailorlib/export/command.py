@@ -200,8 +200,11 @@ def require_scored(run: Path, now: Contents, *, models_only: bool = False) -> No
     Raises:
         JournalError: If something differs, with all differences.
     """
-    recorded = Journal.read(run).header.contents if (run / FILE_NAME).exists() else None
+    if not (run / FILE_NAME).exists():
+        return
+    recorded = Journal.read(run).header.contents
     if recorded is None:
+        say("[yellow]![/] The run did not record what its models were; whether they changed since is not known.")
         return
     models = {name: parts for name, parts in recorded.models.items() if name in now.models}
     changes = (Contents(models) if models_only else replace(recorded, models=models)).changes(now)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -25,6 +27,9 @@ VARIABLE = "TAILORLIB_CACHE"
 SEAL = "seal.json"
 """File of a cache entry that says the size and SHA-256 checksum of all its others."""
 
+_CHECKSUM = re.compile(r"^[0-9a-f]{64}$")
+_SETTLED = 2.0
+"""Seconds after which a file that is written again has another time of change, on any file system."""
 _verified: dict[Path, dict[str, Stamp]] = {}
 """The files of each entry that this process found whole, in the state that they had then."""
 
@@ -154,3 +159,46 @@ def sha256_of(file: Path) -> str:
     """Return the SHA-256 checksum of a file, hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 checksum of a file, hexadecimal, without reading it again as long as it is the same.
+
+    The cache keeps it by path, inode, size and times of change. A large file of a hub's snapshot is a link to one
+    that is named by its checksum.
+
+    Raises:
+        ModelError: If it can't be read.
+    """
+    try:
+        path = file.resolve(strict=True)
+        if path.parent.name == "blobs" and file.is_symlink() and _CHECKSUM.match(path.name):
+            return path.name
+        state = _state(path)
+        note = cache_root() / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+        if (known := _noted(note, state)) is not None:
+            return known
+        digest = sha256_of(path)
+        unchanged = _state(path) == state
+    except OSError as error:
+        raise ModelError(f"The file {str(file)!r} can't be read: {error.strerror or error}.") from error
+    if not unchanged:
+        raise ModelError(f"The file {str(file)!r} changes while it is read. Let what writes it finish.")
+    if time.time() - max(state[2:]) / 1e9 > _SETTLED:  # else another write could leave the same times
+        with suppress(OSError):  # a cache that can't be written costs time alone
+            note.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(note, json.dumps({"path": str(path), "state": state, "sha256": digest}).encode())
+    return digest
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _noted(note: Path, state: list[int]) -> str | None:
+    try:
+        data = json.loads(note.read_text(encoding="utf-8"))
+        return str(data["sha256"]) if data["state"] == state and _CHECKSUM.match(data["sha256"]) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

@@ -21,7 +21,7 @@ from pathlib import Path
 from tailorlib.exceptions import ModelError, shown
 from tailorlib.files import check_regular, os_message
 from tailorlib.models import adapter, checkpoint
-from tailorlib.models.cache import sha256_of
+from tailorlib.models.cache import file_digest
 from tailorlib.models.gguf import converted, outlined
 from tailorlib.models.header import parse_index
 
@@ -83,7 +83,7 @@ def resolve(reference: str, *, trust_remote_code: bool = False, build: bool = Tr
         file = _package_file(location) if location.startswith("package:") else path_of(location)
         if not file.is_file():
             raise ModelError(f"The model file {str(file)!r} doesn't exist. Correct the path.")
-        digest = sha256_of(file)
+        digest = file_digest(file)
         _compare(digest, expected, reference)
         if build:
             return ModelSource(converted(file, digest), is_adapter=False)
@@ -108,7 +108,7 @@ def resolve(reference: str, *, trust_remote_code: bool = False, build: bool = Tr
                 f"A checksum needs one file of weights; {str(folder)!r} has no {weights.name}. Leave "
                 "'#sha256=' off a sharded model."
             )
-        _compare(sha256_of(weights), expected, reference)
+        _compare(file_digest(weights), expected, reference)
     return source
 
 

@@ -343,10 +343,10 @@ class SearchModule(LightningModule):
                 "folder (study.directory)."
             )
         self._starts_over = bool(differences)
-        changed = changed_versions(journal)
+        changed = changed_versions(journal, self.trainer.strategy.root_device)
         if changed:
             say(
-                f"[yellow]![/] The study began with other versions: {'; '.join(changed)}. Recorded trials are "
+                f"[yellow]![/] The study ran with others before: {'; '.join(changed)}. Recorded trials are "
                 "taken as they are; new ones can differ from what the old versions would have found."
             )
         return journal

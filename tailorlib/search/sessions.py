@@ -25,10 +25,13 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def changed_versions(journal: Journal) -> list[str]:
-    """Return which versions differ from those that a study last ran with, as ``"torch 2.12 -> 2.13"``."""
-    last = journal.sessions[-1].get("versions", {}) if journal.sessions else journal.header.environment
-    now = environment()
+def changed_versions(journal: Journal, device: torch.device) -> list[str]:
+    """Return what differs from what a study last ran with: ``"torch 2.12 -> 2.13"``, ``"device cpu -> cuda"``."""
+    last = dict(journal.header.environment)
+    if journal.sessions:
+        session = journal.sessions[-1]
+        last = {**session.get("versions", {}), **({"device": session["device"]} if "device" in session else {})}
+    now = {**environment(), "device": device.type}
     return [f"{name} {last[name]} -> {now[name]}" for name in now if name in last and last[name] != now[name]]
 
 

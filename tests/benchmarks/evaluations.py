@@ -266,7 +266,7 @@ def family_key(family: ModelFamily) -> str:
     Args:
         family: The family, prepared.
     """
-    from tailorlib.models.source import sha256_of
+    from tailorlib.models.cache import sha256_of
 
     files = {
         name: {

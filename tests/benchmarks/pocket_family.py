@@ -39,9 +39,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.samples import SampledRequests
 from tailorlib.fitness import Fitness, SampleResult
-from tailorlib.models.cache import build_once, cache_root
+from tailorlib.models.cache import build_once, cache_root, sha256_of
 from tailorlib.models.family import ModelFamily
-from tailorlib.models.source import sha256_of
 from tailorlib.search.study import Study
 from tailorlib.seeding import seed_for
 from tailorlib.tailoring import BASE

@@ -15,8 +15,9 @@ from model_cases import CPU
 
 from tailorlib.exceptions import ModelError
 from tailorlib.models import gguf, source
+from tailorlib.models.cache import sha256_of
 from tailorlib.models.family import ModelFamily
-from tailorlib.models.source import resolve, sha256_of
+from tailorlib.models.source import resolve
 from tailorlib.tailoring import Tailoring
 
 

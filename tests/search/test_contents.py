@@ -19,7 +19,7 @@ from tailorlib import registry
 from tailorlib.cli import main
 from tailorlib.contents import used_models
 from tailorlib.journal import FILE_NAME, read_trials
-from tailorlib.models import digests
+from tailorlib.models import cache
 from tailorlib.plugin_sources import plugin_copies, source_of
 
 Write = Callable[[dict[str, Any]], str]
@@ -315,21 +315,21 @@ def test_the_digest_of_a_file_is_read_again_only_when_the_file_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAILORLIB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(digests, "_SETTLED", -1.0)
+    monkeypatch.setattr(cache, "_SETTLED", -1.0)
     read: list[Path] = []
-    checksum = digests.sha256_of
-    monkeypatch.setattr(digests, "sha256_of", lambda file: read.append(file) or checksum(file))
+    checksum = cache.sha256_of
+    monkeypatch.setattr(cache, "sha256_of", lambda file: read.append(file) or checksum(file))
     file = tmp_path / "weights"
     file.write_bytes(b"one")
-    first = digests.file_digest(file)
-    assert digests.file_digest(file) == first
+    first = cache.file_digest(file)
+    assert cache.file_digest(file) == first
     assert len(read) == 1
     state = file.stat()
     file.write_bytes(b"two")
     os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))  # same path, inode, size and time of change
-    assert digests.file_digest(file) != first
+    assert cache.file_digest(file) != first
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     (blobs / ("0" * 64)).write_bytes(b"large")
     (tmp_path / "snapshot").symlink_to(blobs / ("0" * 64))
-    assert digests.file_digest(tmp_path / "snapshot") == "0" * 64
+    assert cache.file_digest(tmp_path / "snapshot") == "0" * 64

@@ -14,7 +14,7 @@ from rich.table import Table
 from tailorlib.console import say
 from tailorlib.exceptions import ModelError
 from tailorlib.models.adapter import CONFIG, WEIGHTS
-from tailorlib.models.cache import build_once, cache_root, is_sealed, sha256_of
+from tailorlib.models.cache import build_once, cache_root, file_digest
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.outline import Planned, Unbuilt
 from tailorlib.models.own_code import code_files, place_code
@@ -147,7 +147,7 @@ def _content(source: ModelSource) -> str:
         )
     if source.trust_remote_code:
         files += code_files(source.folder)
-    digests = "\n".join(f"{file.name} {sha256_of(file)}" for file in files)
+    digests = "\n".join(f"{file.name} {file_digest(file)}" for file in files)
     return hashlib.sha256(digests.encode()).hexdigest()
 
 

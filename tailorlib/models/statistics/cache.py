@@ -17,7 +17,7 @@ from torch import Tensor
 from tailorlib.console import bar, say
 from tailorlib.evaluation.text import first_tokens, prefix_token
 from tailorlib.exceptions import DataError, ModelError
-from tailorlib.models.cache import build_once, cache_root, sha256_of
+from tailorlib.models.cache import build_once, cache_root, file_digest
 from tailorlib.models.checkpoint import INDEX, SafetensorsCheckpoint
 from tailorlib.models.own_code import code_files
 from tailorlib.models.statistics.collect import Collected, calibration_rows, collect
@@ -118,7 +118,7 @@ class LayerStatistics:
             files = sorted(file for pattern in _MODEL_FILES for file in folder.glob(pattern))
             if self.family.sources[model].trust_remote_code:  # else the files would count without being run
                 files += code_files(folder)
-            lines = [f"{file.name} {sha256_of(file)}" for file in files]
+            lines = [f"{file.name} {file_digest(file)}" for file in files]
             if model != BASE:
                 lines.append(self._digest(BASE))
             self._digests[model] = hashlib.sha256("\n".join(lines).encode()).hexdigest()

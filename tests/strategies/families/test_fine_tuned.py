@@ -16,8 +16,8 @@ from tailorlib_strategies.families.fine_tuning import REPORT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tailorlib.exceptions import DataError, ModelError, RecipeError
+from tailorlib.models.cache import sha256_of
 from tailorlib.models.family import ModelFamily
-from tailorlib.models.source import sha256_of
 from tailorlib.testing.tiny import write_tiny_model
 from tailorlib.text import TextSource
 
