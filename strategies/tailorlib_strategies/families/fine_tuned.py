@@ -14,7 +14,7 @@ from rich.table import Table
 from tailorlib.console import say
 from tailorlib.exceptions import ModelError
 from tailorlib.models.adapter import CONFIG, WEIGHTS
-from tailorlib.models.cache import build_once, cache_root, file_digest
+from tailorlib.models.cache import build_once, cache_root, file_digest, is_sealed
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.outline import Planned, Unbuilt
 from tailorlib.models.own_code import code_files, place_code
