@@ -40,13 +40,6 @@ class Words(TextSource):
         return [f"def add_{i}(a, b): return a + b + {i}" for i in self.numbers]
 
 
-class Unlike(TextSource):
-    """Lines that have nothing of :class:`Words`: who learns those gets worse at these."""
-
-    def documents(self) -> Sequence[str]:
-        return [f"Zebra {chr(65 + i)}! Quick, quiet; {chr(75 + i)}? Lazy fox." for i in range(10)]
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / "base", num_layers=2)
@@ -148,9 +141,13 @@ def test_bfloat16_learns_too(base: Path, tmp_path: Path) -> None:
     assert report.dtype == "bfloat16"
 
 
-def test_a_variant_that_got_worse_is_refused_and_not_kept(base: Path, cache: Path) -> None:
-    with pytest.raises(ModelError, match=r"'code' has a perplexity of .* the base .* Train on more tokens"):
-        _family(base, held_out=Unlike()).prepare()
+def test_a_variant_that_got_worse_is_refused_and_not_kept(
+    base: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([20.0, 21.0])  # whether so small a model gets worse depends on the processor
+    monkeypatch.setattr(training, "_perplexity", lambda *args: next(found))
+    with pytest.raises(ModelError, match=r"'code' has a perplexity of 21.00 .* the base .*20.00.* Train on more tokens"):
+        _family(base).prepare()
     assert [p for p in (cache / "adapters").iterdir() if p.is_dir()] == []
 
 
