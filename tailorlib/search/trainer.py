@@ -154,7 +154,7 @@ class TailorTrainer(Trainer):
     def _tell_stopped(self, model: SearchModule, stop: Stopped) -> None:
         emit("stopped", {"trials": len(model.trials), "directory": model.study.directory})
         total = model.study.settings.trials
-        say(f"Stopped by {signal_name(stop.number)}, after {len(model.trials)} of {total} trials.")
+        say(f"Stopped after {len(model.trials)} of {total} trials, by {signal_name(stop.number)}.")
         say(escape(_how_to_resume(model)))
         stop.told = True
 
