@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -80,7 +81,9 @@ def option_faults(options: Mapping[str, Any]) -> list[str]:
 def strategy_for(options: Mapping[str, Any]) -> Any:
     """Return the strategy that ``auto`` stands for: Lightning would take DDP for several processes."""
     strategy, devices = options.get("strategy", "auto"), options.get("devices", 1)
-    several = devices not in (1, "1", "auto", -1, "-1", None)
+    if devices in ("auto", -1, "-1"):  # all of an accelerator's; on a CPU Lightning's "auto" is one process
+        devices = torch.accelerator.device_count() if options.get("accelerator", "auto") != "cpu" else 1
+    several = devices not in (0, 1, "1", None)
     if isinstance(devices, list):
         several = len(devices) > 1
     elif isinstance(devices, str) and "," in devices:

@@ -254,6 +254,12 @@ def test_several_devices_get_the_strategy_that_wraps_nothing() -> None:
     assert strategy_for({"strategy": "single_device", "devices": 2}) == "single_device"
 
 
+def test_all_devices_of_a_machine_with_several_are_shared_by_our_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 4)
+    assert {strategy_for({"devices": devices}) for devices in ("auto", -1, "-1")} == {"candidates"}
+    assert strategy_for({"devices": "auto", "accelerator": "cpu"}) == "auto"
+
+
 def test_all_options_and_numbers_of_a_recipe_are_told_at_once(
     short: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,7 +146,9 @@ def test_a_variant_that_got_worse_is_refused_and_not_kept(
 ) -> None:
     found = iter([20.0, 21.0])  # whether so small a model gets worse depends on the processor
     monkeypatch.setattr(training, "_perplexity", lambda *args: next(found))
-    with pytest.raises(ModelError, match=r"'code' has a perplexity of 21.00 .* the base .*20.00.* Train on more tokens"):
+    with pytest.raises(
+        ModelError, match=r"'code' has a perplexity of 21.00 .* the base .*20.00.* Train on more tokens"
+    ):
         _family(base).prepare()
     assert [p for p in (cache / "adapters").iterdir() if p.is_dir()] == []
 
