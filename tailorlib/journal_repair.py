@@ -8,17 +8,8 @@ from pathlib import Path
 
 from tailorlib.exceptions import JournalError
 from tailorlib.files import replace_file
-from tailorlib.journal import (
-    FILE_NAME,
-    FORMAT_VERSION,
-    HEADER_NAME,
-    MAX_LOST,
-    RESCUED_NAME,
-    Journal,
-    JournalHeader,
-    journal_lines,
-    read_header,
-)
+from tailorlib.journal import FILE_NAME, HEADER_NAME, MAX_LOST, RESCUED_NAME, Journal, journal_lines, read_header
+from tailorlib.journal_header import FORMAT_VERSION, JournalHeader
 from tailorlib.records import RawLine, RecordError, raw_lines, whole_lines
 from tailorlib.run_lock import RunLock
 

@@ -11,7 +11,8 @@ import tailorlib.journal as journal_module
 from tailorlib.contents import Contents
 from tailorlib.exceptions import JournalError
 from tailorlib.fitness import Measurement
-from tailorlib.journal import FILE_NAME, Journal, JournalHeader, read_trials
+from tailorlib.journal import FILE_NAME, Journal, read_trials
+from tailorlib.journal_header import JournalHeader
 from tailorlib.run_lock import archive
 from tailorlib.tailoring import Tailoring
 from tailorlib.trial import Trial
@@ -116,9 +117,11 @@ def test_a_new_study_is_refused_where_one_is(journal: Journal) -> None:
 
 
 def test_a_changed_recipe_is_refused_with_every_difference(journal: Journal) -> None:
-    assert not journal.differences({"optimizer": {"class_path": "RandomSearch"}, "study": {"seed": 3}}, Contents())
+    assert not journal.header.differences(
+        {"optimizer": {"class_path": "RandomSearch"}, "study": {"seed": 3}}, Contents()
+    )
     other = {"optimizer": {"class_path": "Nevergrad"}, "study": {"seed": 4}}
-    found = journal.differences(other, Contents())
+    found = journal.header.differences(other, Contents())
     assert found == ['optimizer.class_path: was "RandomSearch", is "Nevergrad"', "study.seed: was 3, is 4"]
 
 

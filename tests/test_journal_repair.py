@@ -11,7 +11,8 @@ import pytest
 from tailorlib import records
 from tailorlib.exceptions import JournalError
 from tailorlib.fitness import Measurement
-from tailorlib.journal import FILE_NAME, HEADER_NAME, RESCUED_NAME, Journal, JournalHeader
+from tailorlib.journal import FILE_NAME, HEADER_NAME, RESCUED_NAME, Journal
+from tailorlib.journal_header import JournalHeader
 from tailorlib.light import main
 from tailorlib.records import encode
 from tailorlib.search.sample_store import SampleStore, read_samples

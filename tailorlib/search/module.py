@@ -20,7 +20,8 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import EvaluationError, JournalError, PluginError
 from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.forks import staying
-from tailorlib.journal import FILE_NAME, Journal, JournalHeader
+from tailorlib.journal import FILE_NAME, Journal
+from tailorlib.journal_header import JournalHeader
 from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.reference import compare_models
 from tailorlib.models.shared import SharedFolder
@@ -333,7 +334,7 @@ class SearchModule(LightningModule):
                 f"[yellow]![/] The last line of {FILE_NAME} was torn ({len(journal.recovered)} characters); it "
                 "was cut off, and its trial is run again."
             )
-        differences = journal.differences(self.identity, contents)
+        differences = journal.header.differences(self.identity, contents)
         if differences and not self.accept_changes:
             journal.close()
             raise JournalError(

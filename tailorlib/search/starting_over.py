@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tailorlib.contents import Changes
 from tailorlib.exceptions import JournalError
-from tailorlib.journal import Journal, JournalHeader, identity_differences
+from tailorlib.journal import Journal
+from tailorlib.journal_header import JournalHeader, identity_differences
 from tailorlib.trial import Trial
 
 UNSCORED = (

@@ -19,7 +19,8 @@ from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.export.licenses import licenses_of
 from tailorlib.fitness import Measurement
 from tailorlib.interchange import read_foreign
-from tailorlib.journal import FILE_NAME, Journal, JournalHeader
+from tailorlib.journal import FILE_NAME, Journal
+from tailorlib.journal_header import JournalHeader
 from tailorlib.models.checkpoint import INDEX, SINGLE, SafetensorsCheckpoint
 from tailorlib.plugins import REGISTRIES
 from tailorlib.recipe import check_recipe, read_recipe

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tailorlib import FamilyLayout, LayerPlan, LayerSource, Measurement, Tailoring, Trial
-from tailorlib.journal import Journal, JournalHeader
+from tailorlib.journal import Journal
+from tailorlib.journal_header import JournalHeader
 
 
 def merge(layer: int, operation: str = "TaskArithmetic", **params: float) -> LayerPlan:

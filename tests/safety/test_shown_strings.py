@@ -22,7 +22,8 @@ from tailorlib.exceptions import ModelError
 from tailorlib.export.card import CardInfo, render_card
 from tailorlib.export.licenses import License
 from tailorlib.export.verify import Check, VerifyReport
-from tailorlib.journal import Journal, JournalHeader
+from tailorlib.journal import Journal
+from tailorlib.journal_header import JournalHeader
 from tailorlib.report.front import front_table
 from tailorlib.report.page import render
 from tailorlib.report.run import read_run
