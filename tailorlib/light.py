@@ -9,7 +9,7 @@ from importlib import import_module
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
-from tailorlib.console import speaking
+from tailorlib.console import lost_output, speaking, tell_error
 from tailorlib.endings import run_to_end
 from tailorlib.exceptions import RecipeError
 from tailorlib.options import argument_message
@@ -35,7 +35,12 @@ def main(argv: Sequence[str]) -> int:
         The exit status, see :mod:`tailorlib.endings`.
     """
     with speaking(argv) as args:
-        return run_to_end(lambda: run_light(args[0], args[1:]))
+        status = run_to_end(lambda: run_light(args[0], args[1:]))
+        lost = lost_output()
+        if status or lost is None:
+            return status
+        tell_error(lost, f"A part of the output is lost: {lost.strerror or lost}.")  # it is all that was asked for
+        return 1
 
 
 def run_light(verb: str, args: Sequence[str]) -> int:

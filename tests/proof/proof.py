@@ -49,6 +49,7 @@ class Worker:
 
     number: int
     folder: Path
+    bench: Path
     process: Any = None
     pipe: Connection | None = None
     task: tuple[str, int, str, int] | None = None
@@ -64,7 +65,7 @@ class Worker:
         from proof_process import context
 
         self.pipe, theirs = multiprocessing.Pipe()
-        self.process = context().Process(target=_serve, args=(theirs, str(self.folder), str(self.log)))
+        self.process = context().Process(target=_serve, args=(theirs, self.folder, self.bench, self.log))
         self.process.start()
         theirs.close()
 
@@ -75,23 +76,23 @@ class Worker:
             self.process.join()
 
 
-def _serve(pipe: Connection, folder: str, log: str) -> None:
+def _serve(pipe: Connection, folder: Path, shared: Path, log: Path) -> None:
     """Run the cases that come through a pipe, until ``None``."""
     from proof_bench import Bench
     from proof_classes import CLASSES
 
-    sys.stdout = sys.stderr = Path(log).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stderr = log.open("a", buffering=1, encoding="utf-8")
     sys.setrecursionlimit(1000)
-    bench, known = Bench(Path(folder) / "bench"), dict[str, Any]()
+    bench, known = Bench(shared), dict[str, Any]()
     while (task := pipe.recv()) is not None:
         kind, number = task
         if kind not in known:
             known[kind] = CLASSES[kind](bench).cases()
         case = known[kind][number]
-        place = Path(folder) / "failures" / kind.replace(" ", "-") / _file_name(case.name)
+        place = folder / "failures" / kind.replace(" ", "-") / _file_name(case.name)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        os.environ["TAILORLIB_CACHE"] = str(Path(folder) / "bench" / "cache")
+        os.environ["TAILORLIB_CACHE"] = str(shared / "cache")
         try:
             case.check(place)
         except BaseException:
@@ -124,11 +125,12 @@ class Campaign:
         from proof_cases import spread
         from proof_classes import CLASSES
 
-        self.state = WORK / f"passed-{_code_digest()}.jsonl"
+        digest = _code_digest()
+        self.state = WORK / f"passed-{digest}.jsonl"
         if fresh:
             self.state.unlink(missing_ok=True)
         self.results = {(result.kind, result.case): result for result in self._passed()}
-        bench = Bench(WORK / "bench")
+        bench = Bench(_only(WORK / f"bench-{digest}"))
         self.tasks: list[tuple[str, int, str, int]] = []
         self.limits: dict[str, float] = {}
         for kind in chosen:
@@ -141,7 +143,7 @@ class Campaign:
         self.waiting = [t for t in self.tasks if (t[0], t[2]) not in self.results]
         # what takes long goes first, so that no process waits for it at the end
         self.waiting.sort(key=lambda t: -self.limits[t[0]])
-        self.workers = [Worker(i, WORK) for i in range(workers)]
+        self.workers = [Worker(i, WORK, bench.folder) for i in range(workers)]
         self.began = time.monotonic()
 
     def run(self) -> None:
@@ -226,6 +228,14 @@ class Campaign:
 def _code_digest() -> str:
     files = [p for top in ("tailorlib", "strategies", "tests/proof") for p in (ROOT / top).rglob("*.py")]
     return sha256(b"\0".join(p.read_bytes() for p in sorted(files))).hexdigest()[:12]
+
+
+def _only(bench: Path) -> Path:
+    """Return a folder for what cases share, and delete those that other code has made."""
+    for other in bench.parent.glob("bench*"):
+        if other != bench:
+            shutil.rmtree(other, ignore_errors=True)
+    return bench
 
 
 def _say(text: str) -> None:

@@ -51,6 +51,11 @@ class Undisturbed:
         return trials_of(self.folder / "run")
 
     @cached_property
+    def sharded_trials(self) -> list[dict[str, Any]]:
+        """The trials of :func:`sharded`, searched by one process."""
+        return trials_of(self.bench._once("sharded", self._make_sharded) / "run")
+
+    @cached_property
     def seconds(self) -> dict[str, float]:
         """What each takes."""
         found: dict[str, float] = yaml.safe_load((self.folder / "seconds.yaml").read_text())
@@ -71,6 +76,10 @@ class Undisturbed:
         }
         (folder / "seconds.yaml").write_text(yaml.safe_dump(took))
 
+    def _make_sharded(self, folder: Path) -> None:
+        recipe = self.bench.write(folder, sharded(self.bench))
+        run(["search", "--config", str(recipe), "--quiet"], folder).check_message(0)
+
     def check_whole(self, run: Path) -> None:
         """Check that a run folder has all that a search leaves, and nothing half done."""
         assert trials_of(run) == self.trials, "other trials"
@@ -86,6 +95,11 @@ def export(folder: Path, run: str | Path = "run") -> list[str]:
     """Return the command of an export that replaces what is there."""
     flags = ["--overwrite", "true"]
     return ["export", str(run), "--output", str(folder / "out"), "--max_shard_gb", "0.00004", *flags]
+
+
+def sharded(bench: Bench) -> dict[str, Any]:
+    """Return a recipe whose trials can be shared among two ranks, in pieces."""
+    return bench.recipe(trials=8, batch_size=4, shards=2, export=False)
 
 
 def fine_tuned(bench: Bench) -> dict[str, Any]:
@@ -188,18 +202,15 @@ class Kills(FaultClass):
         assert not hidden, f"left behind: {hidden}"
 
     def _ranks(self, number: int, folder: Path) -> None:
-        recipe = self.bench.recipe(trials=8, batch_size=4, shards=2, export=False)
+        recipe = sharded(self.bench)
         recipe["trainer"] |= {"strategy": "candidates", "devices": 2}
         argv = ["search", "--config", str(self.bench.write(folder, recipe)), "--quiet"]
-        one = {**recipe, "trainer": {"accelerator": "cpu"}, "study": {**recipe["study"], "directory": "one"}}
-        alone = ["search", "--config", str(self.bench.write(folder, one, "one.yaml")), "--quiet"]
-        run(alone, folder).check_message(0)
-        expected = trials_of(folder / "one")
+        expected = self.whole.sharded_trials
         told = _killed_rank(argv, folder, rank=number % 2, lines=2 + number)
         if (folder / "run" / FILE_NAME).exists():
             assert trials_of(folder / "run") == expected[: len(trials_of(folder / "run"))], told
-        resume = {**one, "study": recipe["study"]}
-        run(["search", "--config", str(self.bench.write(folder, resume, "resume.yaml"))], folder).check_message(0)
+        alone = self.bench.write(folder, sharded(self.bench), "alone.yaml")
+        run(["search", "--config", str(alone)], folder).check_message(0)
         assert trials_of(folder / "run") == expected
 
 
@@ -261,10 +272,10 @@ class Disks(FaultClass):
 
     def cases(self) -> Sequence[Case]:
         """Return the cases."""
-        found = [Case(f"search, {n} writes", partial(self._search, n)) for n in range(90)]
+        found = [Case(f"search, {n} writes", partial(self._search, n)) for n in range(0, 150, 4)]
         found += [Case(f"export, {n} writes", partial(self._export, n)) for n in range(40)]
         sizes = [5_000 + 2_000 * n for n in range(25)]
-        found += [Case(f"search, files of {n} bytes", partial(self._search, n)) for n in sizes]
+        found += [Case(f"search, files of {n} bytes", partial(self._search, n)) for n in sizes[::2]]
         return [*found, *(Case(f"export, files of {n} bytes", partial(self._export, n)) for n in sizes)]
 
     def _fault(self, number: int, folder: Path) -> Fault:
@@ -311,12 +322,12 @@ class Signals(FaultClass):
         found = [
             Case(f"{name} at write {n}", partial(self._search, number, AtWrite(n, number), None))
             for number, name in SIGNALS.items()
-            for n in range(1, 61, 3)
+            for n in range(1, 61, 5)
         ]
         found += [
             Case(f"{name} after {share:.2f} of the search", partial(self._search, number, None, share))
             for number, name in SIGNALS.items()
-            for share in (0.0, *(0.05 * i for i in range(1, 20)))
+            for share in (0.08 * i for i in range(12))
         ]
         found += [
             Case(f"{name} at write {n} of an export", partial(self._export, number, n))
