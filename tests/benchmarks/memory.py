@@ -88,14 +88,24 @@ def _after_imports(torch: Any) -> dict[str, int]:
 
 
 def _sizes(family: Any) -> dict[str, int]:
-    """Return the parameters of a model, those in matrices of its layers, and the bytes of one parameter."""
+    """Return the parameters of a model's layers, those in matrices, those outside of all models, and bytes of one.
+
+    Adapters that leave embeddings and head alone have the base's: they count once.
+    """
     from tailorlib.tailoring import Tailoring
 
     whole = Tailoring.whole("base", family.layout.num_layers)
     shapes = [shape for plan in whole.layers for _, shape, _ in family.assembly.layer_shapes(plan)]
     matrices = sum(prod(shape) for shape in shapes if len(shape) > 1)
     inner = sum(map(prod, shapes))
-    outer = family.num_parameters(whole) - inner
+    stored = {name: prod(shape) for name, shape, _ in family.assembly.outer_shapes()}
+    origins = {
+        (id(where), name): size
+        for checkpoint in family.checkpoints.values()
+        for part, size in stored.items()
+        for where, name in [checkpoint.origin(family.architecture.stored_name(part))]
+    }
+    outer = sum(origins.values())
     width = family.compute_dtype.itemsize
     return {"inner": inner, "outer": outer, "matrices": matrices, "width": width}
 
@@ -127,11 +137,11 @@ def report(name: str, found: dict[str, Any]) -> None:
     live, sizes = dict(found["live"]), found["sizes"]
     mapped, merged = live.pop("mapped"), live.pop("merged")
     models = len(live)
-    whole = models * (sizes["inner"] + sizes["outer"]) * sizes["width"]
+    whole = (models * sizes["inner"] + sizes["outer"]) * sizes["width"]
     held = sum(live.values()) + merged
     kept = "kept" if max(held, found["own"]) <= 1.1 * whole else "**broken**"
     share, each = max(held, found["own"]) / whole, whole / models / MEBI
-    limit = f"{share:.3f} of {models} models of {each:,.0f} MiB; 1.1 is {kept}"
+    limit = f"{share:.3f} of {models} models of {each:,.0f} MiB on average; 1.1 is {kept}"
     row(name, held, mapped, found, limit)
 
 
@@ -139,7 +149,7 @@ def report_quantised(name: str, found: dict[str, Any]) -> None:
     """Print a row of what a quantised family takes, against bytes per parameter of the quantised matrices."""
     live, sizes = dict(found["live"]), found["sizes"]
     mapped, merged = live.pop("mapped"), live.pop("merged")
-    plain = (sizes["inner"] - sizes["matrices"] + sizes["outer"]) * sizes["width"] * len(live)
+    plain = (len(live) * (sizes["inner"] - sizes["matrices"]) + sizes["outer"]) * sizes["width"]
     each = (sum(live.values()) - plain) / (len(live) * sizes["matrices"])
     verdict = f"; 0.6 is {'kept' if each <= 0.6 else '**broken**'}" if name != "int8" else ""
     row(
