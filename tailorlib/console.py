@@ -53,8 +53,11 @@ class _Tolerant:
         global _lost
         try:
             yield
-        except OSError as error:
-            _lost = _lost or error
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and not getattr(self._stream, "closed", False):
+                raise
+            # whoever closed the stream, a plugin perhaps, wants no more of it
+            _lost = _lost or (error if isinstance(error, OSError) else None)
             with suppress(OSError, ValueError):  # what is buffered would fail again when Python ends
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())

@@ -165,6 +165,7 @@ def run_to_end(run: Callable[[], int], describe: Callable[[Exception], str] = st
     from tailorlib.console import tell_error
     from tailorlib.exceptions import PluginError, TailorError
     from tailorlib.files import os_message
+    from tailorlib.plugin_errors import as_plugin_error
 
     try:
         with listening():
@@ -178,13 +179,18 @@ def run_to_end(run: Callable[[], int], describe: Callable[[Exception], str] = st
     except TailorError as error:
         tell_error(error, str(error))
         return error.status
-    except ArgumentError as error:
-        tell_error(error, describe(error))
+    except (ArgumentError, OSError) as error:
+        fault = as_plugin_error(error)
+        message = describe(error) if isinstance(error, ArgumentError) else os_message(error)
+        tell_error(fault or error, str(fault) if fault else message)
         return 2
-    except OSError as error:
-        tell_error(error, os_message(error))
-        return 2
-    except (SystemExit, KeyboardInterrupt) as error:
+    except Exception as error:
+        fault = as_plugin_error(error)
+        if fault is None:
+            raise
+        tell_error(fault, str(fault))
+        return fault.status
+    except BaseException as error:
         number = received()
         if number is not None:  # a library's own way of ending on a signal
             tell_stopped(number)
@@ -201,15 +207,16 @@ def no_exit() -> Iterator[None]:
     """Make an error of a plugin's code that exits: a search is not over because a part of it calls ``sys.exit``.
 
     Raises:
-        PluginError: If the block raises ``SystemExit`` or ``KeyboardInterrupt``, and no signal came.
+        PluginError: If the block raises ``SystemExit``, ``KeyboardInterrupt`` or another exception that is no
+            :class:`Exception`, and no signal came.
     """
     from tailorlib.exceptions import PluginError
 
     try:
         yield
-    except Stopped:
+    except (Stopped, Exception):
         raise
-    except (SystemExit, KeyboardInterrupt) as error:
+    except BaseException as error:
         if received() is not None:
             raise
         raise PluginError(exit_message(error)) from error

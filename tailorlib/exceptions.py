@@ -87,12 +87,25 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     return (", ".join(every[:most]) or "none") + more
 
 
+def error_text(error: BaseException) -> str:
+    """Return the message of an error of anybody's class, as UTF-8 can hold it."""
+    try:
+        return str(error).encode("utf-8", "backslashreplace").decode("utf-8")
+    except Exception:
+        return f"(the message of this {type(error).__name__} can't be shown: its __str__ raises)"
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as one line without a full stop: its kind, and what it says."""
+    text = " ".join(error_text(error).split())[:500].rstrip(".")
+    return f"{type(error).__name__}{f': {text}' if text else ''}"
+
+
 def told(error: BaseException) -> str:
     """Return an error as one line: its kind, what it says, and file and line where it comes from a user's code."""
-    text = " ".join(str(error).split())[:500].rstrip(".")
     own = own_frames(error)
     where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}{f': {text}' if text else ''}{where}."
+    return f"{one_line(error)}{where}."
 
 
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:

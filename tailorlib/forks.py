@@ -1,4 +1,7 @@
-"""Processes that a plugin forks: workers get default signal handlers, and none goes on with its parent's work."""
+"""What a plugin may do to its process: fork it, or change its folder.
+
+Workers get default signal handlers, none goes on with its parent's work, and the folder is the old one afterwards.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 OURS = ("tailorlib", "lightning")
 
@@ -15,9 +19,10 @@ OURS = ("tailorlib", "lightning")
 def staying() -> Iterator[None]:
     """End a process that was forked inside the block where it would leave it: its parent goes on alone.
 
-    Otherwise there would be two searches in one run folder, or two commands at one terminal.
+    Otherwise there would be two searches in one run folder, or two commands at one terminal. The working folder is
+    that of before at the end of the block: the paths of a recipe count from there.
     """
-    owner, status = os.getpid(), 1
+    owner, status, folder = os.getpid(), 1, _working_folder()
     try:
         yield
     except SystemExit as stop:
@@ -33,6 +38,16 @@ def staying() -> Iterator[None]:
                 )
                 sys.stderr.flush()
             os._exit(status)  # nothing that is registered for the end of the parent is to happen here
+        if folder is not None and _working_folder() != folder:
+            with suppress(OSError):
+                os.chdir(folder)
+
+
+def _working_folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it is gone
+        return None
 
 
 def _restore_signals() -> None:

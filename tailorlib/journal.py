@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tailorlib.exceptions import JournalError, TailorError, shown
+from tailorlib.exceptions import JournalError, TailorError, error_text, shown
 from tailorlib.files import replace_file
 from tailorlib.fitness import Measurement
 from tailorlib.journal_header import FORMAT_VERSION, JournalHeader
-from tailorlib.plain_data import error_text, plain, safe_text
+from tailorlib.plain_data import plain, safe_text
 from tailorlib.records import (
     DisturbedError,
     LineFile,

@@ -29,7 +29,7 @@ _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "-
 def clean_message(message: str) -> str:
     """Make a message of jsonargparse readable, and suggest close names for what it doesn't know."""
     keys = re.findall(r'Parser key "([\w.]+)"', message)
-    for told in (_unknown_class, _trust, _unknown_setting, _wrong_type):
+    for told in (_unknown_class, _untyped, _trust, _unknown_setting, _wrong_type):
         found = told(message, keys)
         if found is not None:
             return found
@@ -51,6 +51,17 @@ def _unknown_class(message: str, keys: Sequence[str]) -> str | None:
     if kind is not None and name in class_names():
         return f"{place}{name!r} is no {kind.__name__}. Known: {', '.join(sorted(known))}."
     return f"{place}There is no class {name!r}.{did_you_mean(name, known)}"
+
+
+def _untyped(message: str, keys: Sequence[str]) -> str | None:
+    found = re.search(r"Parameter '(\w+)' from '(?:[\w.]+\.)?(\w+)\.__init__' does not specify a type", message)
+    if found is None:
+        return None
+    place = f"{'.'.join(keys)}: " if keys else ""
+    return (
+        f"{place}A plugin's __init__ gives each of its settings a type; {found[1]!r} of {found[2]}.__init__ has "
+        f"none. Write {found[1]}: float there, or whatever it is."
+    )
 
 
 def _trust(message: str, keys: Sequence[str]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from tailorlib.exceptions import PluginError, shown
+from tailorlib.exceptions import PluginError, error_text, shown
 
 MAX_DEPTH = 32
 """Most levels."""
@@ -102,14 +102,6 @@ def safe_text(text: str, most: int = 0) -> str:
         half = most // 2
         text = f"{text[:half]} ... ({len(text) - 2 * half:,} characters left out) ... {text[-half:]}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def error_text(error: BaseException) -> str:
-    """Return the message of an error of anybody's class."""
-    try:
-        return safe_text(str(error))
-    except Exception:
-        return f"(the message of this {type(error).__name__} can't be shown: its __str__ raises)"
 
 
 def _scalar(value: object) -> object:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tailorlib.endings import no_exit
-from tailorlib.exceptions import PluginError, did_you_mean
+from tailorlib.exceptions import PluginError, did_you_mean, error_text, told
 
 T = TypeVar("T")
 
@@ -91,8 +91,12 @@ class Registry(Generic[T]):
         try:
             with no_exit():
                 cls = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise PluginError(f"The plugin {entry.name!r} ({entry.value}) can't be imported: {error}.") from error
+        except PluginError:
+            raise
+        except Exception as error:  # whatever an installed package raises
+            raise PluginError(
+                f"The plugin {entry.name!r} ({entry.value}) can't be imported: {told(error)}"
+            ) from error
         if not (inspect.isclass(cls) and issubclass(cls, self.kind)):
             raise PluginError(f"The plugin {entry.name!r} is a {self.kind.__name__}, got {cls!r}.")
         if cls.__name__ != entry.name:
@@ -197,7 +201,7 @@ def _import_module(spec: str, folder: Path | None) -> str:
             with no_exit():
                 importlib.import_module(spec)
         except Exception as error:  # a name that is none, or whatever the user's module raises
-            message = f"--plugins takes a .py file or an importable module; {spec!r}: {error}."
+            message = f"--plugins takes a .py file or an importable module; {spec!r}: {error_text(error)}."
             raise PluginError(message) from error
     return spec
 
@@ -222,7 +226,7 @@ def _import_file(spec: str, path: Path) -> str:
             module_spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises is the user's to mend
         del sys.modules[name]
-        raise PluginError(f"The plugin file {spec!r} failed: {type(error).__name__}: {error}.") from error
+        raise PluginError(f"The plugin file {spec!r} failed: {told(error)}") from error
     return name
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from tailorlib.endings import before_exit, no_exit
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.states import Work
-from tailorlib.exceptions import EvaluationError, TailorError, where_raised
+from tailorlib.exceptions import EvaluationError, TailorError, error_text, where_raised
 from tailorlib.fitness import Fitness, Measurement, SampleResult
 from tailorlib.forks import staying
 from tailorlib.objective import Candidate
-from tailorlib.plain_data import error_text, number, safe_text
+from tailorlib.plain_data import number, safe_text
+from tailorlib.plugin_errors import missing_super
 from tailorlib.search.deaths import Deaths
 from tailorlib.search.pending import Pending
 from tailorlib.search.ranks import gathered
@@ -349,7 +350,7 @@ def _reason(error: Exception) -> str:
     text = error_text(error)
     if isinstance(error, TailorError | TrialTimeoutError):
         return text
-    return f"{type(error).__name__}: {text}{safe_text(where_raised(error))}"
+    return f"{type(error).__name__}: {text}{safe_text(where_raised(error))}{missing_super(error)}"
 
 
 def _shared(a: Tailoring, b: Tailoring) -> str:

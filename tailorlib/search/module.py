@@ -33,7 +33,7 @@ from tailorlib.search.contents import study_contents
 from tailorlib.search.deaths import Deaths, count_deaths, drop_deaths
 from tailorlib.search.evaluator import Evaluator, Outcome, Part
 from tailorlib.search.pending import drop_pending, read_pending
-from tailorlib.search.proposer import Proposal, Replay
+from tailorlib.search.proposer import MAX_REPEATS, Proposal, Replay
 from tailorlib.search.ranks import share_weights
 from tailorlib.search.sample_store import drop_samples, read_samples
 from tailorlib.search.sessions import changed_versions, environment, moment, recorded_dtype, session_facts
@@ -81,6 +81,8 @@ class SearchModule(LightningModule):
         self.dense: Measurement | None = None
         self.stopped: str | None = None
         """Why the search ended before its last trial, or ``None``."""
+        self.too_few = False
+        """Whether the optimizer had nothing new to propose before half of the trials, and half of the space."""
         self.validations: dict[int, Measurement] = {}
         """What validation found, by the number of the trial that was the best then."""
         self.resumed_at = 0
@@ -110,6 +112,18 @@ class SearchModule(LightningModule):
         """
         if self._engine is None:
             self._engine = self.study.prepare(device)
+
+    def open_record(self, device: torch.device) -> None:
+        """Find out what the study is made of, and open the record of one that is resumed; once, on rank 0.
+
+        It comes before Lightning's loop, whose loggers begin their files anew: what is refused stays as it is.
+
+        Raises:
+            JournalError: If the record is damaged, in use, or of another recipe or content.
+        """
+        if self._contents is None:
+            self._contents = self._identified()
+            self._journal = self._reopen(self._contents, device) if self.resume else None
 
     @property
     def incumbent(self) -> Trial | None:
@@ -147,8 +161,7 @@ class SearchModule(LightningModule):
         study, device = self.study, self.trainer.strategy.root_device
         self.prepare(device)
         if self.global_rank == 0:
-            self._contents = self._identified()
-            self._journal = self._reopen(self._contents) if self.resume else None
+            self.open_record(device)
         self._load_family(device)
         recorded = self._open_journal()
         self._tracker = Tracker(self.loggers if self.global_rank == 0 else [], study.directory)
@@ -205,7 +218,7 @@ class SearchModule(LightningModule):
             self._evaluator.settle()
         campaign.tell(finished)
         if not finished and not campaign.over:
-            self._stop(f"the optimizer proposes nothing new after {len(self.trials)} trials")
+            self._stop(self._nothing_new())
         self._check_failures()
         self._check_constant()
         self._after_batch()
@@ -317,6 +330,17 @@ class SearchModule(LightningModule):
                 f"{self.study.directory}."
             )
 
+    def _nothing_new(self) -> str:
+        """Say why no candidate is left, and note whether too few were tried for that to be a good end."""
+        tried, size = len({t.tailoring.digest for t in self.trials}), self.study.space.size()
+        if not size.continuous and tried >= size.discrete:
+            return f"all {tried} candidates of the search space were tried"
+        self.too_few = max(tried / size.discrete, self.spent / self.study.settings.trials) < 0.5
+        return (
+            f"{type(self.study.optimizer).__name__} proposes nothing new after {len(self.trials)} trials: only "
+            f"candidates that were tried, {MAX_REPEATS} times in a row"
+        )
+
     def _stop(self, why: str) -> None:
         self.stopped = why
         self.trainer.should_stop = True
@@ -327,7 +351,7 @@ class SearchModule(LightningModule):
         with step("Models, data and plugins identified by their content"):
             return study_contents(self.study)
 
-    def _reopen(self, contents: Contents) -> Journal:
+    def _reopen(self, contents: Contents, device: torch.device) -> Journal:
         journal = Journal.open(self.study.directory)
         if journal.recovered is not None:
             say(
@@ -344,7 +368,7 @@ class SearchModule(LightningModule):
                 "folder (study.directory)."
             )
         self._starts_over = bool(differences)
-        changed = changed_versions(journal, self.trainer.strategy.root_device)
+        changed = changed_versions(journal, device)
         if changed:
             say(
                 f"[yellow]![/] The study ran with others before: {'; '.join(changed)}. Recorded trials are "

@@ -15,6 +15,7 @@ from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.overlap import overlap
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.fitness import Fitness
+from tailorlib.forks import staying
 from tailorlib.limits import MEBIBYTES, SEEDS, Limits, limit_faults
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.precision import DTYPES
@@ -310,6 +311,7 @@ def _objective_faults(objectives: Sequence[Objective]) -> list[str]:
 @contextmanager
 def _collect(faults: list[str], section: str) -> Iterator[None]:
     try:
-        yield
+        with staying():
+            yield
     except TailorError as error:
         faults.extend(f"{section}: {fault}" for fault in error.faults)

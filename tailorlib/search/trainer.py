@@ -22,14 +22,14 @@ from rich.text import Text
 from tailorlib.console import emit, say, step
 from tailorlib.endings import OVERTIME, EndedEarly, Stopped, no_exit, note, received, signal_name
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import JournalError, LostRankError, RecipeError, TailorError
+from tailorlib.exceptions import JournalError, LostRankError, PluginError, RecipeError, TailorError, error_text
 from tailorlib.export import CardInfo, export_model
 from tailorlib.export.command import choose, export_verb, require_scored
 from tailorlib.files import os_message, refuse_existing, write_text
 from tailorlib.interchange import read_foreign
 from tailorlib.journal import FILE_NAME, Journal, refuse_occupied
 from tailorlib.models.family import ModelFamily
-from tailorlib.plain_data import error_text
+from tailorlib.plugin_errors import as_plugin_error
 from tailorlib.plugins import REGISTRIES
 from tailorlib.report.front import draw_front, front_table
 from tailorlib.report.pictures import draw_study
@@ -105,6 +105,8 @@ class TailorTrainer(Trainer):
         if resume is None:
             _archive(model.study)
         try:
+            if self.is_global_zero:
+                model.open_record(self.strategy.root_device)
             self._search(model)
         except Stopped as stop:
             stop_watch()
@@ -117,6 +119,8 @@ class TailorTrainer(Trainer):
             model.end_session(f"{type(error).__name__}: {error_text(error)}")
             if gone is not None:  # who waited for it got an error of the connection
                 raise LostRankError(lost_message(gone)) from error
+            if (fault := as_plugin_error(error)) is not None:
+                raise PluginError(f"{fault} {_how_to_resume(model, ' --accept-changes')}") from error
             if isinstance(error, OSError):
                 raise TailorError(f"{os_message(error)} {_how_to_resume(model)}") from error
             raise
@@ -141,7 +145,7 @@ class TailorTrainer(Trainer):
             say(f"[yellow]![/] The search is not finished: it was stopped by {escape(cut)}.")
             say(escape(_how_to_resume(model)))
             raise EndedEarly(OVERTIME)
-        if not sound:
+        if not sound or model.too_few:
             raise EndedEarly(1)
 
     def _cut_short(self) -> str:
@@ -324,7 +328,7 @@ class TailorTrainer(Trainer):
         }
         model.tracker.model(study.directory / "model" if study.settings.export else None, facts)
         failed = sum(t.fitness is None for t in model.trials)
-        facts |= {"failed_trials": failed, "reliable": 2 * failed <= len(model.trials)}
+        facts |= {"failed_trials": failed, "reliable": 2 * failed <= len(model.trials) and not model.too_few}
         emit("result", {**facts, "trials": len(model.trials), "seconds": seconds, "directory": study.directory})
         for logger in self.loggers:
             logger.finalize("success")
@@ -343,11 +347,11 @@ class TailorTrainer(Trainer):
         return rows
 
 
-def _how_to_resume(model: SearchModule) -> str:
+def _how_to_resume(model: SearchModule, option: str = "") -> str:
     folder = model.study.directory
     if not (folder / FILE_NAME).exists():
         return "Nothing is on disk yet: start it again."
-    return f"All finished trials are on disk. Go on with:\n  tailor search --resume {folder}"
+    return f"All finished trials are on disk. Go on with:\n  tailor search --resume {folder}{option}"
 
 
 setattr(TailorTrainer, "import", TailorTrainer.import_)  # a verb that Python has reserved
