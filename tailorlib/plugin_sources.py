@@ -68,7 +68,7 @@ def load_plugins_of(recipe: Path, *, originals: bool = False) -> None:
         if changed:
             say(
                 f"[yellow]![/] The plugin {escape(spec)} has changed since the study began. Its copy in the run "
-                "folder is used, which is what was scored."
+                "folder is used."
             )
 
 

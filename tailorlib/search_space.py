@@ -59,7 +59,7 @@ class SpaceSize:
 
 
 def _parameters(space: SearchSpace, found: Any) -> Any:
-    if found is space._checked:  # the same mapping as before
+    if found is not None and found is space._checked:  # the same mapping as before
         return found
     bad = not isinstance(found, Mapping) or [k for k, d in found.items() if not isinstance(d, Distribution)]
     if bad:

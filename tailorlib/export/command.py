@@ -22,10 +22,11 @@ from tailorlib.interchange import to_mergekit
 from tailorlib.journal import FILE_NAME, Journal
 from tailorlib.models.digests import model_contents
 from tailorlib.models.family import ModelFamily
+from tailorlib.operation import OPERATIONS
 from tailorlib.pareto import study_result
-from tailorlib.plugin_sources import load_plugins_of
+from tailorlib.plugin_sources import load_plugins_of, source_of
 from tailorlib.recipe import check_recipe, missing_sections, read_recipe
-from tailorlib.registry import load_plugin
+from tailorlib.registry import load_plugin, named_modules
 from tailorlib.tailoring import Tailoring
 
 RECIPE_NAME = "recipe.yaml"
@@ -118,8 +119,9 @@ def export_verb(
     family.prepare()
     if run is not None:
         used = used_models(chosen) & family.sources.keys()
-        now = Contents({name: model_contents(family.sources[name]) for name in used})
-        require_scored(Path(run), now, models_only=True)
+        models = {name: model_contents(family.sources[name]) for name in used}
+        plugins = dict(filter(None, map(source_of, sorted(_foreign_modules(chosen)))))
+        require_scored(Path(run), Contents(models, plugins=plugins), export=True)
     if format == "mergekit":
         _write_configuration(family, chosen, target, overwrite)
         return
@@ -189,13 +191,13 @@ def choose(run: str | None, trial: int | None, tailoring: str | None) -> Tailori
     return found.tailoring
 
 
-def require_scored(run: Path, now: Contents, *, models_only: bool = False) -> None:
+def require_scored(run: Path, now: Contents, *, export: bool = False) -> None:
     """Check that what a run scored is what is there now.
 
     Args:
         run: The run folder; a folder without a record, such as an import's, has nothing to compare.
         now: What is there now. Of models only those count that it has.
-        models_only: Compare no data and no plugins.
+        export: Compare no data, as no export reads any, and of plugins only those that there are.
 
     Raises:
         JournalError: If something differs, with all differences.
@@ -207,13 +209,25 @@ def require_scored(run: Path, now: Contents, *, models_only: bool = False) -> No
         say("[yellow]![/] The run did not record what its models were; whether they changed since is not known.")
         return
     models = {name: parts for name, parts in recorded.models.items() if name in now.models}
-    changes = (Contents(models) if models_only else replace(recorded, models=models)).changes(now)
+    before = replace(recorded, models=models)
+    if export:
+        there = {name: digest for name, digest in recorded.plugins.items() if name in now.plugins}
+        before = replace(before, data={}, plugins=there)
+    changes = before.changes(now)
     if changes:
         raise JournalError(
             f"A run's scores belong to the content that was scored; since then {changes} changed. Undo the "
             f"change; or score anew what it touches: tailor search --resume {run} --accept-changes; or take the "
             f"tailoring without its score: --tailoring {run / 'tailoring.yaml'} --config {run / RECIPE_NAME}."
         )
+
+
+def _foreign_modules(tailoring: Tailoring) -> set[str]:
+    """Return the modules of plugins that the user named, and of the operations of a tailoring, less our own."""
+    plans = [each for plan in tailoring.layers for each in (plan, *(part for _, part in plan.parts))]
+    operations = {plan.operation for plan in plans} & set(OPERATIONS.names())
+    modules = named_modules() | {OPERATIONS.get(name).__module__ for name in operations}
+    return {module for module in modules if module.partition(".")[0] not in ("tailorlib", "tailorlib_strategies")}
 
 
 def _parser(defaults: Mapping[str, Any]) -> ArgumentParser:

@@ -174,7 +174,8 @@ class SearchModule(LightningModule):
         parts, samples, self._deaths.counts = self._recover_work(world)
         self._evaluator.recover(parts, samples)
         self._measure_dense()
-        self._campaign = study.campaign(self._warm_starts())
+        with staying():
+            self._campaign = study.campaign(self._warm_starts())
         if study.scheduler is not None:
             self._campaign.observe_dense(self._dense_on)
         self._validate = Validator(study, self.engine, rank=self.global_rank, ranks=world, deaths=self._deaths)
@@ -202,7 +203,8 @@ class SearchModule(LightningModule):
     def training_step(self, batch: int, batch_idx: int) -> None:
         """Evaluate one batch of candidates and tell the optimizer."""
         first, campaign = len(self.trials), self._campaign
-        jobs = campaign.jobs(self.study.settings.batch_size)
+        with staying():  # what follows needs the folder that a plugin may have left
+            jobs = campaign.jobs(self.study.settings.batch_size)
         recorded = [self._known(first + i, job) for i, job in enumerate(jobs)]
         new = [job for job, trial in zip(jobs, recorded, strict=True) if trial is None]
         best = self.incumbent
@@ -216,7 +218,8 @@ class SearchModule(LightningModule):
             self._finish(trial)
         if new:  # steps that only repeat recorded trials come before what an interruption left
             self._evaluator.settle()
-        campaign.tell(finished)
+        with staying():
+            campaign.tell(finished)
         if not finished and not campaign.over:
             self._stop(self._nothing_new())
         self._check_failures()

@@ -166,7 +166,8 @@ class Plugins(FaultClass):
             assert told.code, "nothing was done, and the exit status is 0"
             return
         journal = Journal.read(folder / "run")
-        assert len(journal.trials) <= 4
+        most = 4 if not hook.startswith("scheduler") else 4 * 40  # its trials are parts of one
+        assert len(journal.trials) <= most, f"{len(journal.trials)} trials"
         failed = [trial for trial in journal.trials if trial.state == "failed"]
         assert all(trial.reason for trial in failed)
         if "own fault" in body and HOOKS[hook][2]:

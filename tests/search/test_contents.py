@@ -227,6 +227,10 @@ def test_a_plugin_is_loaded_from_the_run_folder_from_anywhere(
     assert main(["search", "--resume", str(run), "--study.trials", "6"]) == 0
     assert "steep.py has changed since the study began" in capsys.readouterr().out.replace("\n", " ")
     assert all(t.metrics["steep/score"] > 0 for t in read_trials(run)[1])
+    # nor is another copy: an operation of it would make another model
+    replace(run / "plugins/steep.py", "1.0 *", "2.0 *")
+    assert main(["export", str(run), "--output", str(tmp_path / "out2")]) == 2
+    assert "the plugin steep.py changed" in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.slow

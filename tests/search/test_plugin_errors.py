@@ -68,6 +68,7 @@ CASES = [
         "pass",
         "NAME.__init__ has to call super().__init__().",
     ),
+    (SPACE, "distributions(self)", "return None", "NAME.distributions gives a mapping of names to Float"),
     (SPACE, "distributions(self)", "return self.no_such_thing", "NAME.distributions raised AttributeError: "),
     (TEXT, "documents(self)", "raise RuntimeError('own fault')", "NAME.documents raised RuntimeError: own fault"),
 ]
