@@ -185,9 +185,9 @@ def file_digest(file: Path) -> str:
     if not unchanged:
         raise ModelError(f"The file {str(file)!r} changes while it is read. Let what writes it finish.")
     if time.time() - max(state[2:]) / 1e9 > _SETTLED:  # else another write could leave the same times
-        with suppress(OSError):  # a cache that can't be written costs time alone
+        with suppress(OSError):  # a cache that can't be written costs time alone, and one that is torn, too
             note.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(note, json.dumps({"path": str(path), "state": state, "sha256": digest}).encode())
+            note.write_text(json.dumps({"path": str(path), "state": state, "sha256": digest}), encoding="utf-8")
     return digest
 
 

@@ -251,9 +251,13 @@ def test_files_that_can_not_be_read_are_told(path: str) -> None:
         Tailoring.load(path)
 
 
-def test_a_file_without_an_end_is_not_read_to_it() -> None:
-    with pytest.raises(RecipeError, match="at most 8,000,000 bytes are read"):
+def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="it is a device and no file"):
         read_text("/dev/zero", "recipe")
+    with (tmp_path / "sparse.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(RecipeError, match="at most 8,000,000 bytes are read"):
+        read_text(tmp_path / "sparse.yaml", "recipe")
 
 
 def test_text_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
