@@ -1,7 +1,7 @@
 """Break tailorlib in every known way: ``python tests/proof/proof.py`` (``make proof``), 40 minutes on two cores.
 
 Cases that passed are not run again while the code stays the same. Failing ones leave their files in
-``build/proof/failures/CLASS/CASE``. A whole run without failure writes the table of ``docs/safety.md``.
+``build/proof/failures/CLASS/CASE``. A run of all classes without failure writes the table of ``docs/safety.md``.
 """
 
 from __future__ import annotations
@@ -133,9 +133,11 @@ class Campaign:
         bench = Bench(_only(WORK / f"bench-{digest}"))
         self.tasks: list[tuple[str, int, str, int]] = []
         self.limits: dict[str, float] = {}
+        self.sizes: dict[str, int] = {}
         for kind in chosen:
             cls = CLASSES[kind](bench)
             everything = list(cls.cases())
+            self.sizes[kind] = len(everything)
             self.limits[kind] = cls.seconds
             kept = set(map(id, spread([c for c in everything if re.search(match, c.name)], most)))
             self.tasks += [(kind, i, c.name, c.faults) for i, c in enumerate(everything) if id(c) in kept]
@@ -247,7 +249,7 @@ def table(campaign: Campaign) -> str:
     """Return what came of the classes as a table in Markdown."""
     from proof_classes import CLASSES
 
-    lines = ["| Class | Faults | Failures | What is checked | Seconds |", "|---|---|---|---|---|"]
+    lines = ["| Class | Cases | Faults | Failures | What is checked | Seconds |", "|---|---|---|---|---|---|"]
     totals = [0, 0, 0.0]
     for kind, cls in CLASSES.items():
         found = campaign.of(kind)
@@ -256,8 +258,9 @@ def table(campaign: Campaign) -> str:
         failed = sum(not r.ok for r in found)
         row = (sum(r.faults for r in found), failed, sum(r.seconds for r in found))
         totals = [a + b for a, b in zip(totals, row, strict=True)]
-        lines.append(f"| {kind} | {row[0]:,} | {row[1]} | {cls.checked} | {row[2]:,.0f} |")
-    lines.append(f"| all | {totals[0]:,} | {totals[1]} | | {totals[2]:,.0f} |")
+        cases = f"{len(found):,} of {campaign.sizes[kind]:,}"
+        lines.append(f"| {kind} | {cases} | {row[0]:,} | {row[1]} | {cls.checked} | {row[2]:,.0f} |")
+    lines.append(f"| all | | {totals[0]:,} | {totals[1]} | | {totals[2]:,.0f} |")
     return "\n".join(lines)
 
 
@@ -296,7 +299,7 @@ def main() -> int:
         _say(f"FAILED {failure.kind}: {failure.case}\n")
     if failures:
         _say(f"What failed lies in {WORK / 'failures'}\n")
-    elif options.classes is None and options.cases is None and not options.match:
+    elif options.classes is None and not options.match:
         _write_page(text)
     return 1 if failures else 0
 
