@@ -147,7 +147,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = 1
 
 
-CPU_BUDGET = 20.0
+CPU_BUDGET = 60.0
 """Seconds of CPU that a test without the mark ``slow`` may take; wall time would depend on what else runs."""
 MOST = 10
 """How many of the most expensive tests are listed."""

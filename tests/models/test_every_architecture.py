@@ -228,7 +228,9 @@ def test_the_export_is_the_stitched_model(subject, dtype, tmp_path, evidence):
         assert model.num_parameters() == family.num_parameters(tailoring)
         model.save_pretrained(tmp_path / "again")
         written, ours = (json.loads((f / "config.json").read_text()) for f in (tmp_path / "again", folder))
-        assert ours == written
+        # transformers writes its default of what makes a pattern; an export has none where the pattern is gone
+        made_anew = {"_sliding_window_pattern", "no_rope_layer_interval"} - ours.keys()
+        assert ours == {key: value for key, value in written.items() if key not in made_anew}
     evidence.record(TABLE, subject.case, **{f"export {dtype}": "equal"})
 
 
