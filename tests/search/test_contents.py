@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ class Steepness(Fitness):
         return Measurement(FACTOR * total / float(open(self.table).read()))
 """.replace("FACTOR", "1.0")
 
+NUMBERS = itertools.count()
 TASK = """
 task: animals
 dataset_path: json
@@ -67,10 +69,11 @@ def write_own(folder: Path, family: Path, recipe: dict[str, Any]) -> dict[str, A
     questions = [{"q": f"The {a}", "choices": ["fox", "dog"], "label": i} for i, a in enumerate(["quick", "lazy"])]
     (folder / "tasks/animals.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     (folder / "table.txt").write_text("2.0")
-    (folder / "steep.py").write_text(FITNESS)
+    steep = f"Steepness{next(NUMBERS)}"  # a process knows one class of a name
+    (folder / "steep.py").write_text(FITNESS.replace("Steepness", steep))
     parts = recipe["fitness"]["init_args"]["parts"]
     parts["text"]["init_args"] |= {"max_tokens": 64}
-    parts["steep"] = {"class_path": "Steepness", "init_args": {"table": str(folder / "table.txt")}}
+    parts["steep"] = {"class_path": steep, "init_args": {"table": str(folder / "table.txt")}}
     tasks = {"tasks": ["animals"], "include_path": str(folder / "tasks")}
     parts["animals"] = {"class_path": "LMEval", "init_args": tasks}
     plugins = [str(folder / "steep.py")]

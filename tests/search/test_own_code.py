@@ -23,7 +23,7 @@ Write = Callable[[dict[str, Any]], str]
 @pytest.fixture
 def own(recipe: dict[str, Any], custom: dict[str, Path], tmp_path: Path) -> Iterator[dict[str, Any]]:
     """The recipe of the tiny family, for models with own code."""
-    (tmp_path / "rows.py").write_text(PLUGIN)
+    (tmp_path / "rows.py").write_text(f"# {tmp_path}\n{PLUGIN}")  # the same file would not be run again
     settings = {"base": str(custom["base"]), "candidates": {"a": str(custom["a"])}, "dtype": "float32"}
     recipe["family"]["init_args"] = settings
     recipe["plugins"] = [str(tmp_path / "rows.py")]
