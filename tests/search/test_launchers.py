@@ -207,12 +207,8 @@ def test_a_slurm_job_that_is_requeued_ends_with_the_trials_of_one_process(
     scontrol.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
     scontrol.chmod(0o755)
     # SLURM's warning to all tasks, and SIGTERM as the job is taken from its nodes
-    plain = dict(small)
-    disturb(
-        small,
-        tmp_path,
-        "call == 3 and (os.kill(os.getpid(), signal.SIGUSR1), os.kill(os.getpid(), signal.SIGTERM))",
-    )
+    kill = "(os.kill(os.getpid(), signal.SIGUSR1), os.kill(os.getpid(), signal.SIGTERM))"
+    disturb(small, tmp_path, f"call == 3 and not os.environ.get('REQUEUED') and {kill}")
     small["trainer"]["devices"] = 2
     small["study"]["existing"] = "resume"
     command = [sys.executable, *TAILOR, write(small)]
@@ -221,8 +217,7 @@ def test_a_slurm_job_that_is_requeued_ends_with_the_trials_of_one_process(
         run_all([command] * 2, [{**task, **path} for task in slurm_environments(free_port())])
     assert (tmp_path / "requeued").read_text() == "requeue 4242\n"
     assert not list((tmp_path / "run").glob("*.ckpt"))
-    disturb(plain, tmp_path, "pass")
-    run_all([command] * 2, slurm_environments(free_port()))
+    run_all([command] * 2, [{**task, "REQUEUED": "1"} for task in slurm_environments(free_port())])
     assert trials_of(tmp_path / "run") == expected
 
 
