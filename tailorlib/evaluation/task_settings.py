@@ -47,10 +47,23 @@ def setting_faults(
 
 
 def file_faults(name: str, config: Mapping[str, Any]) -> list[str]:
-    """Return the data files of a task that are not there."""
-    settings = config.get("dataset_kwargs")
-    if not isinstance(settings, Mapping) or config.get("dataset_path") not in builders():
+    """Return the data files of a task that are not there, or that its data names none.
+
+    Where none is named, datasets takes every file below the working directory, and searches that for minutes.
+    """
+    kind = config.get("dataset_path")
+    if not isinstance(kind, str) or kind not in builders() or Path(kind).exists() or "class" in config:
         return []
+    settings = config.get("dataset_kwargs") or {}
+    if not isinstance(settings, Mapping) or callable(config.get("custom_dataset")):
+        return []
+    if not any(settings.get(key) for key in _DATA_KEYS):
+        hints = (did_you_mean(str(key), _DATA_KEYS) for key in settings if key not in _DATA_KEYS)
+        close = next((hint for hint in hints if hint.startswith(" Did")), "")
+        return [
+            f"The task {name!r}: dataset_path {kind} is a kind of file, so dataset_kwargs names them with "
+            f"{' or '.join(_DATA_KEYS)}; got {shown(dict(settings))}.{close}"
+        ]
     missing = [path for path in _paths(settings.get("data_files")) if not _there(path, settings.get("data_dir"))]
     return [
         f"The task {name!r}: there is no data file {shown(path)}.{_beside(path)} Relative ones are looked for "

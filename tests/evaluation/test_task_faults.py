@@ -60,6 +60,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "no documents": ({"samples": []}, "samples is a list of numbers of documents, got []"),
     "a key that is no text": ({1: 2}, "a mapping whose keys are texts"),
     "a split": ({"test_split": 3}, "test_split is the name of a split, got 3"),
+    "no data": ({"dataset_kwargs": {}}, "dataset_kwargs names them with data_files or data_dir; got {}."),
+    "no settings of the data": ({"dataset_kwargs": None}, "names them with data_files or data_dir; got {}."),
+    "a misspelt name of the data": (
+        {"dataset_kwargs": {"data_fils": "x"}},
+        "got {'data_fils': 'x'}. Did you mean 'data_files'?",
+    ),
 }
 """Found before any data is read."""
 DATA: dict[str, tuple[dict[str, Any], str]] = {
@@ -114,7 +120,10 @@ DATA: dict[str, tuple[dict[str, Any], str]] = {
         "2 examples are asked for, the split 'test' has 2",
     ),
     "a document": ({"samples": [0, 99]}, "has the documents 0 to 1; samples asks for 99."),
-    "a setting of the data": ({"dataset_kwargs": {"data_fils": "x"}}, "its data can't be read: TypeError"),
+    "a setting of the data": (
+        {"dataset_kwargs": {"data_files": __file__, "seperator": "x"}},
+        "its data can't be read: TypeError",
+    ),
 }
 DOCUMENTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     "an empty text": (
