@@ -105,11 +105,10 @@ class Fields:
             return None
         if not isinstance(value, str):
             return f"{key} gives a text, got {shown(value)} at document {number}."
-        if (
-            self._config[key] != ""
-            and not value.strip()
-            and self._config.get("output_type") != "loglikelihood_rolling"
-        ):
+        kind = self._config.get("output_type")
+        # nothing at all before a choice is what BLiMP asks for: lm-eval begins with the token of beginning there
+        nothing = value == "" and key == "doc_to_text" and kind in ("multiple_choice", "loglikelihood")
+        if self._config[key] != "" and not nothing and not value.strip() and kind != "loglikelihood_rolling":
             return f"{key} gives an empty text at document {number}. Leave the document out, or write its text."
         return None
 

@@ -12,6 +12,8 @@ import torch
 from tailorlib_strategies.fitness import LMEval, WeightedMean
 
 from tailorlib.evaluation.engine import Engine
+from tailorlib.evaluation.requests import TaskRequests
+from tailorlib.evaluation.tasks import TaskSettings
 from tailorlib.exceptions import DataError, RecipeError, TailorError
 
 QUESTIONS = [
@@ -289,3 +291,13 @@ def test_sound_tasks_are_taken(tmp_path: Path, engine: Engine) -> None:
     fitness.check()
     fitness.setup(engine)
     assert fitness.num_samples == 6
+
+
+def test_a_choice_may_follow_nothing(tmp_path: Path, engine: Engine) -> None:
+    """BLiMP asks for that, and lm-eval begins with a special token, however the nothing is written."""
+    plain = entry(tmp_path, [{**question, "empty": ""} for question in QUESTIONS])
+    texts = ("", "{{empty}}", "empty")
+    written = [TaskRequests([{**plain, "doc_to_text": text}], engine, TaskSettings()) for text in texts]
+    first = written[0].requests
+    assert len(first) == 4
+    assert [each.requests for each in written] == [first] * 3
