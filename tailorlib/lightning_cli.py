@@ -139,6 +139,7 @@ class TailorCLI(LightningCLI):
             benchmark=settings["benchmark"],
             scheduler=settings["scheduler"],
             objectives=settings["objectives"],
+            compensation=settings["compensation"],
             validation=settings["validation"],
             settings=settings["study"],
         )

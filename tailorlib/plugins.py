@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import is_dataclass
 from typing import Any
 
+from tailorlib.compensation import COMPENSATIONS
 from tailorlib.exceptions import PluginError, did_you_mean, shown
 from tailorlib.fitness import FITNESS
 from tailorlib.models.family import FAMILIES, ModelFamily
@@ -27,6 +28,7 @@ REGISTRIES: tuple[Registry[Any], ...] = (
     OBJECTIVES,
     SEARCH_SPACES,
     WARM_STARTS,
+    COMPENSATIONS,
     FITNESS,
     TEXTS,
     FAMILIES,

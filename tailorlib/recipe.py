@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from tailorlib.bounded import load_yaml, read_text
+from tailorlib.compensation import Compensation
 from tailorlib.exceptions import RecipeError, did_you_mean, shown
 from tailorlib.fitness import Fitness
 from tailorlib.models.family import ModelFamily
@@ -42,6 +43,7 @@ SECTIONS: Mapping[str, Callable[[ArgumentParser, str], object]] = {
     "warm_starts": lambda parser, key: parser.add_argument(
         f"--{key}", type=list[WarmStart], default=[], help="Tailorings to try first."
     ),
+    "compensation": _subclass(Compensation),
     "validation": lambda parser, key: parser.add_class_arguments(Validation, key),
     "benchmark": lambda parser, key: parser.add_class_arguments(Benchmark, key),
     "study": lambda parser, key: parser.add_class_arguments(StudySettings, key),
@@ -49,7 +51,7 @@ SECTIONS: Mapping[str, Callable[[ArgumentParser, str], object]] = {
 """The sections of a recipe beside ``trainer``, and how each is added to a parser."""
 REQUIRED = ("family", "search_space", "optimizer", "fitness")
 IDENTITY = ("family", "search_space", "optimizer", "fitness", "warm_starts")
-OPTIONAL_IDENTITY = ("scheduler", "objectives")
+OPTIONAL_IDENTITY = ("scheduler", "objectives", "compensation")
 """Sections that decide the trials; of ``study`` only seed, batch size and what changes digits of a score do."""
 MAX_BYTES = 1_000_000
 """Largest recipe: PyYAML reads about a megabyte a second."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+from tailorlib.compensation import Compensation
 from tailorlib.exceptions import PluginError, did_you_mean, shown
 from tailorlib.fitness import Fitness
 from tailorlib.models.family import ModelFamily
@@ -33,6 +34,7 @@ SECTION_KINDS: Mapping[str, type] = {
     "fitness": Fitness,
     "objectives": Objective,
     "warm_starts": WarmStart,
+    "compensation": Compensation,
 }
 """Sections of plugins, and the base class of theirs."""
 _MAX_DEPTH = 64  # of data that was not read from a file: that is bounded already

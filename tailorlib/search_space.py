@@ -140,6 +140,11 @@ class SearchSpace(Guarded, ABC):
         """
         return ()
 
+    @property
+    def most_removed(self) -> int:
+        """The largest number of layers that lack in a row in a tailoring, after :meth:`setup`."""
+        return self.layout.num_layers - 1
+
     def complete(self, params: Params) -> Params:
         """Fill in parameters that an assignment leaves open with their distributions' defaults."""
         return {name: params.get(name, d.default) for name, d in self.distributions().items()}

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ BASE = "base"
 SELECT = "LayerSelection"
 """The operation of a layer taken as it is from its only source."""
 FORMAT_VERSION = 1
+_TERM = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}-[0-9a-f]{8,64}/[0-9A-Za-z]{1,64}(-[0-9A-Za-z]{1,64}){0,3}")
+"""Names of terms: they are paths of files, too, so no more than this may stand in them."""
 
 
 @dataclass(frozen=True, order=True)
@@ -53,6 +55,9 @@ class LayerPlan:
         mlp_scale: Factor of what the MLP adds to the residual stream; folded into weights.
         parts: Plans for parts of the layer, by filter: a tensor whose name inside the layer contains a filter,
             such as ``self_attn``, is made by that plan instead. The first filter that matches counts.
+        terms: What is added to single tensors after they are merged and scaled, such as a bridge over a gap: the
+            name of a stored term, by the tensor's name inside the layer (``*`` stands for a number). The term's
+            name says what it was computed from: equal names are equal terms.
     """
 
     sources: tuple[LayerSource, ...]
@@ -62,6 +67,7 @@ class LayerPlan:
     attention_scale: float = 1.0
     mlp_scale: float = 1.0
     parts: tuple[tuple[str, LayerPlan], ...] = ()
+    terms: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _check_sources(self.sources, self.operation, "layer")
@@ -70,19 +76,28 @@ class LayerPlan:
             if not math.isfinite(getattr(self, name)):
                 raise RecipeError(f"A layer plan's {name} is a finite number, got {getattr(self, name)}.")
         for name, part in self.parts:
-            if not name or part.parts or part.is_scaled:
+            if not name or part.parts or part.is_scaled or part.terms:
                 raise RecipeError(
                     f"A part of a layer plan has a filter, sources and an operation, got {name!r}: "
-                    f"{part.to_dict()}. Give parts and residual scales to the layer's own plan."
+                    f"{part.to_dict()}. Give parts, residual scales and terms to the layer's own plan."
                 )
         if len({name for name, _ in self.parts}) != len(self.parts):
             raise RecipeError(f"A layer plan names each part once, got {[name for name, _ in self.parts]}.")
+        for suffix, term in self.terms:
+            if not suffix or not _TERM.fullmatch(term):
+                raise RecipeError(
+                    "A term of a layer plan is named by a tensor of the layer, and is written 'KIND-DIGEST/NAME', "
+                    f"such as 'Bridge-0a1b2c3d4e5f6071/11-18'; got {shown(suffix)}: {shown(term)}."
+                )
+        if len({suffix for suffix, _ in self.terms}) != len(self.terms):
+            raise RecipeError(f"A layer plan adds one term to a tensor, got {[name for name, _ in self.terms]}.")
         object.__setattr__(self, "params", tuple(sorted(self.params)))
+        object.__setattr__(self, "terms", tuple(sorted(self.terms)))
 
     @property
     def is_selection(self) -> bool:
         """Whether the layer is taken as it is, without computing anything."""
-        return self.operation == SELECT and not self.parts and not self.is_scaled
+        return self.operation == SELECT and not (self.parts or self.is_scaled or self.terms)
 
     @property
     def is_scaled(self) -> bool:
@@ -100,6 +115,19 @@ class LayerPlan:
         read = (s for plan in self.plans for s in (*plan.sources, *([plan.base] if plan.base is not None else [])))
         return tuple(dict.fromkeys(read))
 
+    def term_of(self, suffix: str) -> str | None:
+        """Return the name of what is added to a tensor, given the tensor's name inside the layer."""
+        if not self.terms:
+            return None
+        named = dict(self.terms)
+        return named.get(suffix) or named.get(any_number(suffix))
+
+    @property
+    def term_texts(self) -> tuple[str, ...]:
+        """What is added to its tensors, in words: kind and name of each term, such as ``"Bridge 11-18"``."""
+        found = (f"{term.partition('-')[0]} {term.partition('/')[2]}" for _, term in self.terms)
+        return tuple(dict.fromkeys(found))
+
     def plan_of(self, suffix: str) -> LayerPlan:
         """Return the plan that makes a tensor, given the tensor's name inside the layer."""
         return next((part for name, part in self.parts if name in suffix), self)
@@ -112,6 +140,8 @@ class LayerPlan:
         data |= {n: getattr(self, n) for n in ("attention_scale", "mlp_scale") if getattr(self, n) != 1}
         if self.parts:
             data["parts"] = {name: part.to_dict() for name, part in self.parts}
+        if self.terms:
+            data["terms"] = dict(self.terms)
         return data
 
     @classmethod
@@ -125,9 +155,9 @@ class LayerPlan:
 
     @classmethod
     def _from_dict(cls, data: Mapping[str, Any], depth: int) -> LayerPlan:
-        known = {"sources", "operation", "params", "base", "attention_scale", "mlp_scale", "parts"}
+        known = {"sources", "operation", "params", "base", "attention_scale", "mlp_scale", "parts", "terms"}
         _check_keys(data, known, "layer plan")
-        sources, parts = data.get("sources"), data.get("parts", {})
+        sources, parts, terms = data.get("sources"), data.get("parts", {}), data.get("terms", {})
         if not isinstance(sources, list):
             raise RecipeError(f"A layer plan has a list of sources, got {shown(data)}.")
         if not isinstance(parts, Mapping) or not all(
@@ -136,6 +166,8 @@ class LayerPlan:
             raise RecipeError(f"The parts of a layer plan are plans by filter, got {shown(parts)}.")
         if parts and depth:  # also what ends a mapping that contains itself
             raise RecipeError("A part of a layer plan has no parts of its own. List all filters in one mapping.")
+        if not isinstance(terms, Mapping) or not all(isinstance(t, str) for pair in terms.items() for t in pair):
+            raise RecipeError(f"The terms of a layer plan are names by tensor, got {shown(terms)}.")
         operation, params = _parse_operation(data)
         return cls(
             sources=tuple(_parse_source(s) for s in sources),
@@ -145,6 +177,7 @@ class LayerPlan:
             attention_scale=_parse_number(data, "attention_scale"),
             mlp_scale=_parse_number(data, "mlp_scale"),
             parts=tuple((name, cls._from_dict(part, depth + 1)) for name, part in parts.items()),
+            terms=tuple(terms.items()),
         )
 
     @cached_property
@@ -243,6 +276,16 @@ class Tailoring:
         return tuple(sorted(names | {name for part in self.parts.values() for name in models_of(part)}))
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of all terms that are added to tensors of its layers, sorted."""
+        return tuple(sorted({term for plan in self.layers for _, term in plan.terms}))
+
+    @property
+    def bare(self) -> Tailoring:
+        """The same without terms: what a search space knows of it."""
+        return replace(self, layers=tuple(replace(plan, terms=()) for plan in self.layers)) if self.terms else self
+
+    @property
     def parts(self) -> dict[str, Owner]:
         """What gives the parts outside the layers: ``embeddings``, ``norm`` and ``head``."""
         return {"embeddings": self.embeddings, "norm": self.norm, "head": self.head}
@@ -331,6 +374,11 @@ class Tailoring:
             seed = None if plan.is_selection else self.seed  # only what is computed depends on it
             found.append(_digest({"below": found[-1], "layer": plan.digest, "seed": seed}))
         return tuple(found)
+
+
+def any_number(suffix: str) -> str:
+    """Return a tensor's name inside its layer with ``*`` for each number, such as that of an expert."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", suffix)
 
 
 def models_of(owner: Owner) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class WarmStartContext:
         found: dict[str, Tailoring] = {}
         for tailoring in tailorings:
             try:
-                own = self.space.decode(self.space.encode(tailoring), seed=self.seed)
+                own = self.space.decode(self.space.encode(tailoring.bare), seed=self.seed)
             except RecipeError as error:
                 _log.info("A proposal outside the search space is left out: %s", error)
             else:

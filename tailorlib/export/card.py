@@ -15,9 +15,9 @@ from tailorlib.version import __version__
 
 _COLUMNS = (
     *("layer", "sources", "operation", "hyperparameters", "task vectors against"),
-    *("scale of attention", "scale of MLP"),
+    *("scale of attention", "scale of MLP", "added"),
 )
-"""Of a layer's row; the last three are left out where no layer has them."""
+"""Of a layer's row; the last four are left out where no layer has them."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 _FOLDERS = re.compile(r"""(?<![\w.:/\\])(?:~|[A-Za-z]:)?[\\/](?:[^\s'",\]}\\/]+[\\/])+""")
@@ -207,7 +207,8 @@ def _rows(place: str, plan: LayerPlan) -> Iterator[tuple[str, ...]]:
     params = ", ".join(f"{k}={_figure(v)}" for k, v in plan.params)
     scales = [f"{s:.4g}" if s != 1 else "" for s in (plan.attention_scale, plan.mlp_scale)]
     sources, base = ", ".join(map(str, plan.sources)), "" if plan.base is None else str(plan.base)
-    yield tuple(map(markdown, (place, sources, plan.operation, params, base, *scales)))
+    terms = ", ".join(plan.term_texts)
+    yield tuple(map(markdown, (place, sources, plan.operation, params, base, *scales, terms)))
     for name, part in plan.parts:
         yield from _rows(f"{place}, its {name}", part)
 

@@ -22,6 +22,7 @@ from tailorlib.interchange import to_mergekit
 from tailorlib.journal import FILE_NAME, Journal
 from tailorlib.models.digests import model_contents
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.terms import keep_terms
 from tailorlib.operation import OPERATIONS
 from tailorlib.pareto import study_result
 from tailorlib.plugin_sources import load_plugins_of, source_of
@@ -117,6 +118,7 @@ def export_verb(
     target = Path(output) if output is not None else Path(str(run)) / default
     family.chat_from = chat_from or family.chat_from
     family.prepare()
+    keep_terms(family, Path(run) if run is not None else Path(str(tailoring)).parent)
     if run is not None:
         used = used_models(chosen) & family.sources.keys()
         models = {name: model_contents(family.sources[name]) for name in used}

@@ -218,6 +218,8 @@ class _Translation:
 
     def _tensor(self, plan: LayerPlan, suffix: str) -> dict[LayerSource | Merge, float]:
         made = sum_of(plan.plan_of(suffix))
+        if plan.term_of(suffix) is not None:
+            raise Inexpressible(f"{', '.join(plan.term_texts)} is added to it, and mergekit adds no stored tensor")
         branch = self.names.architecture.branch(suffix)
         factor = {"attention": plan.attention_scale, "mlp": plan.mlp_scale}.get(branch or "", 1.0)
         if factor != 1 and self.names.architecture.unit_offset:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tailorlib.exceptions import ModelError, PluginError, shown
-from tailorlib.tailoring import LayerPlan
+from tailorlib.tailoring import LayerPlan, any_number
 
 FULL_ATTENTION = "full_attention"
 
@@ -135,7 +135,7 @@ class Architecture:
 
     def branch(self, suffix: str) -> str | None:
         """Return which branch a tensor of a layer is the output of: ``"attention"``, ``"mlp"`` or none."""
-        plain = re.sub(r"(?<=\.)\d+(?=\.)", "*", suffix)
+        plain = any_number(suffix)
         if plain in self.attention_out:
             return "attention"
         return "mlp" if plain in self.mlp_out else None

@@ -51,6 +51,8 @@ class Assembly:
         self.layer_suffixes, self.outer_names = layer_suffixes, outer_names
         self.statistics: Callable[[Statistic, str, str], Tensor | None] | None = None
         """Finds a statistic of a model's tensor, by kind, model and name; set by the family that can."""
+        self.terms: Callable[[str, str], Tensor] | None = None
+        """Finds what is added to a tensor, by the term's name and the tensor's inside its layer."""
         self._operations: dict[str, MergeOperation] = {}
         self._sound: set[tuple[int, str]] = set()
 
@@ -74,12 +76,17 @@ class Assembly:
         """Return one tensor of a layer, given its name inside the layer; see :meth:`layer_tensors`."""
         part = plan.plan_of(suffix)
         sources = [self._named(source, suffix) for source in part.sources]
-        if part.operation == SELECT:
-            tensor = self._stored(sources[0])
-        else:
-            base = None if part.base is None else self._named(part.base, suffix)
-            tensor = self._merge(part, sources, base, seed, device)
-        return self._scaled(tensor, plan, suffix)
+        base = None if part.base is None else self._named(part.base, suffix)
+        dtype = self.checkpoints[BASE].dtype(sources[0].name)
+        selected, term = part.operation == SELECT, plan.term_of(suffix)
+        if term is None:
+            own = (
+                self._stored(sources[0]) if selected else self._merged(part, sources, base, seed, device).to(dtype)
+            )
+            return self._scaled(own, plan, suffix)
+        wide = self.read(sources[0]) if selected else self._merged(part, sources, base, seed, device)
+        scaled = self._scaled(wide.to(device, torch.float32), plan, suffix)
+        return self._with_term(scaled, term, suffix).to(dtype)
 
     def suffixes(self, plan: LayerPlan) -> tuple[str, ...]:
         """Return the names of a layer's tensors inside the layer."""
@@ -88,8 +95,8 @@ class Assembly:
     def taken_from(self, plan: LayerPlan, suffix: str) -> LayerSource | None:
         """Return the layer whose tensor is taken as it is, or ``None`` if one is computed."""
         part = plan.plan_of(suffix)
-        scaled = self._factor(plan, suffix) != 1
-        return part.sources[0] if part.operation == SELECT and not scaled else None
+        changed = self._factor(plan, suffix) != 1 or plan.term_of(suffix) is not None
+        return part.sources[0] if part.operation == SELECT and not changed else None
 
     def is_view(self, model: str, name: str, dtype: torch.dtype) -> bool:
         """Say whether a model's tensor, in some data type on the CPU, is a view of a mapped file.
@@ -155,7 +162,8 @@ class Assembly:
         if isinstance(owner, str):
             return self._stored(Named(owner, stored))
         base = None if owner.base is None else Named(owner.base, stored)
-        return self._merge(owner, [Named(model, stored) for model in owner.models], base, seed, device)
+        merged = self._merged(owner, [Named(model, stored) for model in owner.models], base, seed, device)
+        return merged.to(self.checkpoints[BASE].dtype(stored))
 
     def outer_shapes(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
         """Yield name, shape and data type of what :meth:`outer_tensors` would yield."""
@@ -187,7 +195,7 @@ class Assembly:
     def _named(self, source: LayerSource, suffix: str) -> Named:
         return Named(source.model, self.architecture.layer_prefix(source.layer) + suffix)
 
-    def _merge(
+    def _merged(
         self,
         plan: LayerPlan | PartPlan,
         sources: Sequence[Named],
@@ -195,9 +203,10 @@ class Assembly:
         seed: int,
         device: torch.device | None,
     ) -> Tensor:
+        """Return a merged tensor in float32, not rounded yet."""
         operation = self.operation(plan.operation)
         # a source is not rounded to another stored type before the merge: that would change its task vector
-        merged = operation.apply(
+        return operation.apply(
             [self.read(source).to(device, torch.float32) for source in sources],
             base=None if base is None else self.read(base).to(device, torch.float32),
             params=dict(plan.params),
@@ -205,7 +214,6 @@ class Assembly:
             statistics=[self._statistic(operation, source, device) for source in sources],
             where=f"{sources[0].name} of {', '.join(source.model for source in sources)}",
         )
-        return merged.to(self.checkpoints[BASE].dtype(sources[0].name))
 
     def _statistic(self, operation: MergeOperation, source: Named, device: torch.device | None) -> Tensor | None:
         if operation.statistic is None:
@@ -217,6 +225,25 @@ class Assembly:
             )
         found = self.statistics(operation.statistic, source.model, source.name)
         return None if found is None else found.to(device)
+
+    def _with_term(self, wide: Tensor, name: str, suffix: str) -> Tensor:
+        """Add a term to a float32 tensor.
+
+        Raises:
+            ModelError: If there is no such term, or it is of another shape.
+        """
+        if self.terms is None:
+            raise ModelError(
+                f"The tailoring adds the term {name!r} to {suffix!r}, and there is no folder of terms. Name the "
+                "run that made it, or keep the folder 'terms' beside the tailoring file."
+            )
+        term = self.terms(name, suffix)
+        if term.shape != wide.shape:
+            raise ModelError(
+                f"The term {name!r} is of shape {tuple(term.shape)}, and {suffix!r} of {tuple(wide.shape)}: it "
+                "belongs to another model."
+            )
+        return wide + term.to(wide.device, torch.float32)
 
     def _factor(self, plan: LayerPlan, suffix: str) -> float:
         branch = self.architecture.branch(suffix)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,9 @@ class Stitcher:
 
     def _merge(self, plan: LayerPlan, seed: int) -> LayerModules:
         layer = self.merged.get((plan, seed))
+        if layer is None and self._extends(plan):
+            layer = self._with_terms(plan, seed)
+            self.merged.put((plan, seed), layer)
         if layer is None:
             lent = self._lent(plan)
             taken = {suffix: self._select(source, seed).tensors[suffix] for suffix, source in lent.items()}
@@ -230,6 +234,22 @@ class Stitcher:
             layer = LayerModules({**made.tensors, **taken}, made.mapped, frozenset(lent), lenders)
             self.merged.put((plan, seed), layer)
         return layer
+
+    def _extends(self, plan: LayerPlan) -> bool:
+        """Say whether a layer is a merged one with terms, of which the merge can be taken."""
+        apart = self._quantizer is None and self.assembly.architecture.experts is None
+        return apart and bool(plan.terms) and not replace(plan, terms=()).is_selection
+
+    def _with_terms(self, plan: LayerPlan, seed: int) -> LayerModules:
+        """Return a merged layer with its terms: the same merge stands below other gaps in other candidates.
+
+        What both hold counts twice, so that the budget holds whichever of them goes first.
+        """
+        merge = self._merge(replace(plan, terms=()), seed)
+        changed = {suffix for suffix in self.assembly.suffixes(plan) if plan.term_of(suffix) is not None}
+        made = self._made(plan, changed, seed)
+        tensors = {**merge.tensors, **made.tensors}
+        return LayerModules(tensors, merge.mapped - changed, merge.lent - changed, merge.lenders)
 
     def _lent(self, plan: LayerPlan) -> dict[str, LayerSource]:
         """Return which tensors are taken as they are from which layer, if files name them as models do."""

@@ -73,7 +73,8 @@ def plan_text(plan: LayerPlan) -> str:
         text += f" ({', '.join(f'{clean(k)} {value(v)}' for k, v in plan.params)})"
     text += "".join(f"; {clean(name)}: {plan_text(part)}" for name, part in plan.parts)
     scales = {"attention": plan.attention_scale, "mlp": plan.mlp_scale}
-    return text + "".join(f"; {name} x{scale:.4g}" for name, scale in scales.items() if scale != 1)
+    text += "".join(f"; {name} x{scale:.4g}" for name, scale in scales.items() if scale != 1)
+    return text + "".join(f"; + {term}" for term in plan.term_texts)
 
 
 def owner_text(owner: Owner) -> str:

@@ -236,6 +236,7 @@ def _plan_label(plan: LayerPlan, *, named: bool) -> str:
     values += [f"{name}:({_plan_label(part, named=True) or part.sources[0]})" for name, part in plan.parts]
     branches = {"attention": plan.attention_scale, "mlp": plan.mlp_scale}
     values += [f"{name} x{_value(scale)}" for name, scale in branches.items() if scale != 1]
+    values += [f"+{term}" for term in plan.term_texts]
     return " ".join(filter(None, values))
 
 

@@ -45,6 +45,7 @@ class Campaign:
         scheduler: Decides on how many samples a candidate is scored, set up; ``None``: on all.
         warm_starts: Pairs (origin, tailoring) to try first, all inside the space.
         seed: The study's seed, which every tailoring carries.
+        complete: Gives a tailoring its compensation.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class Campaign:
         scheduler: Scheduler | None = None,
         warm_starts: Iterable[tuple[str, Tailoring]] = (),
         seed: int = 0,
+        complete: Callable[[Tailoring], Tailoring] | None = None,
     ) -> None:
         self.budget, self.samples, self.scheduler = budget, samples, scheduler
         self.spent_samples = 0
-        self._proposer = Proposer(space, optimizer, warm_starts, seed)
+        self._proposer = Proposer(space, optimizer, warm_starts, seed, complete)
         self._proposals: dict[str, Proposal] = {}
         self._known: dict[str, Trial] = {}
         self._scores = Comparable(samples)

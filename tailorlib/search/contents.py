@@ -50,6 +50,7 @@ def study_contents(study: Study) -> Contents:
         "fitness": study.fitness,
         "objectives": study.objectives,
         "warm_starts": study.warm_starts,
+        "compensation": study.compensation,
         "validation": study.validation.fitness,
     }
     data: dict[str, str] = {}

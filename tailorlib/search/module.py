@@ -25,6 +25,7 @@ from tailorlib.journal_header import JournalHeader
 from tailorlib.models.precision import compute_dtype, dtype_name
 from tailorlib.models.reference import compare_models
 from tailorlib.models.shared import SharedFolder
+from tailorlib.models.terms import keep_terms
 from tailorlib.pareto import knee, study_result
 from tailorlib.plugin_sources import plugin_copies
 from tailorlib.report.figures import front_figure, history_figure, importance_figure, layer_map_figure
@@ -174,6 +175,7 @@ class SearchModule(LightningModule):
         parts, samples, self._deaths.counts = self._recover_work(world)
         self._evaluator.recover(parts, samples)
         self._measure_dense()
+        self._compensate(device)
         with staying():
             self._campaign = study.campaign(self._warm_starts())
         if study.scheduler is not None:
@@ -452,6 +454,14 @@ class SearchModule(LightningModule):
             self.dense = self.dense or found
         self.dense = self.study.fitness.set_reference(self.dense, samples.get(digest) if parts else None)
         emit("dense", {"score": self.dense.score, "metrics": dict(self.dense.metrics)})
+
+    def _compensate(self, device: torch.device) -> None:
+        """Gather what candidates are compensated with; the run keeps the terms of those that it makes."""
+        keep_terms(self.study.family, self.study.directory, cached=True)
+        if self.study.compensation is not None:
+            with staying():
+                self.study.compensate(device, lambda tailoring: self._evaluator.measure(tailoring).score)
+            emit("compensation", dict(self.study.compensation.facts()))
 
     def _measured_dense(self) -> Measurement:
         try:

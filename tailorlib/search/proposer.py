@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tailorlib.distributions import Params
@@ -38,6 +38,7 @@ class Proposer:
         optimizer: The optimizer, set up.
         warm_starts: Pairs (origin, tailoring) to try first, all inside the space.
         seed: The study's seed, which every tailoring carries.
+        complete: Gives a tailoring its compensation.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Proposer:
         optimizer: Optimizer,
         warm_starts: Iterable[tuple[str, Tailoring]] = (),
         seed: int = 0,
+        complete: Callable[[Tailoring], Tailoring] | None = None,
     ) -> None:
-        self._space, self._optimizer, self._seed = space, optimizer, seed
-        starts = ((origin, space.encode(tailoring)) for origin, tailoring in warm_starts)
+        self._space, self._optimizer, self._seed, self._complete = space, optimizer, seed, complete
+        starts = ((origin, space.encode(tailoring.bare)) for origin, tailoring in warm_starts)
         self._queue = deque(self._proposal(params, origin) for origin, params in starts)
         self._known: dict[str, Trial] = {}
         self.repeats = 0
@@ -89,7 +91,8 @@ class Proposer:
             self._optimizer.tell(trial)
 
     def _proposal(self, params: Params, origin: str) -> Proposal:
-        return Proposal(params, self._space.decode(params, seed=self._seed), origin)
+        tailoring = self._space.decode(params, seed=self._seed)
+        return Proposal(params, tailoring if self._complete is None else self._complete(tailoring), origin)
 
 
 class Replay:

@@ -53,7 +53,7 @@ def rehearse(study: Study, trials: int, dtype: torch.dtype) -> list[Step]:
     """
     settings, told = study.settings, list[Trial]()
     every = study.fitness.num_samples
-    campaign, landscape, caches = study.campaign(), _Landscape(study), _Caches(study, dtype)
+    campaign, landscape, caches = study.campaign(compensated=False), _Landscape(study), _Caches(study, dtype)
     steps: list[Step] = []
     while len(steps) < trials and (jobs := campaign.jobs(min(settings.batch_size, trials - len(steps)))):
         best = incumbent(told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from tailorlib.compensation import Compensation, CompensationContext
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
 from tailorlib.evaluation.overlap import overlap
@@ -165,6 +166,7 @@ class Study:
     scheduler: Scheduler | None = None
     objectives: Sequence[Objective] = ()
     validation: Validation = field(default_factory=Validation)
+    compensation: Compensation | None = None
 
     @property
     def directory(self) -> Path:
@@ -187,8 +189,14 @@ class Study:
         for section, fitness in checked.items():
             with _collect(faults, section):
                 fitness.check()
+        if self.compensation is not None:
+            with _collect(faults, "compensation"):
+                self.compensation.check()
         with _collect(faults, "family"):
             self.family.prepare() if build else self.family.outline()
+            if self.compensation is not None:
+                with _collect(faults, "compensation"):
+                    self.compensation.check_family(self.family)
             with _collect(faults, "search_space"):
                 self.space.setup(self.family.layout)
                 with _collect(faults, "family"):
@@ -228,11 +236,24 @@ class Study:
         if self.scheduler is not None:
             self.scheduler.setup(self.fitness.num_samples, self.fitness.min_samples, self.settings.trials)
 
-    def campaign(self, warm_starts: Iterable[tuple[str, Tailoring]] = ()) -> Campaign:
+    def compensate(self, device: torch.device, score: Callable[[Tailoring], float]) -> None:
+        """Gather what the compensation needs, if there is one; the family is loaded.
+
+        Args:
+            device: Where to compute.
+            score: Returns the fitness of a tailoring; every rank calls it alike.
+        """
+        if self.compensation is not None:
+            self.compensation.prepare(
+                CompensationContext(self.family, device, self.space.most_removed, score, self.settings.seed)
+            )
+
+    def campaign(self, warm_starts: Iterable[tuple[str, Tailoring]] = (), *, compensated: bool = True) -> Campaign:
         """Return the course of this study from its beginning; the study is prepared.
 
         Args:
             warm_starts: Pairs (origin, tailoring) to try first.
+            compensated: Whether candidates get their compensation, which is prepared then.
         """
         self.start_optimizer()
         self.start_scheduler()
@@ -244,6 +265,7 @@ class Study:
             scheduler=self.scheduler,
             warm_starts=warm_starts,
             seed=self.settings.seed,
+            complete=None if self.compensation is None or not compensated else self.compensation.complete,
         )
 
     @property

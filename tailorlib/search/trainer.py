@@ -29,6 +29,7 @@ from tailorlib.files import os_message, refuse_existing, write_text
 from tailorlib.interchange import read_foreign
 from tailorlib.journal import FILE_NAME, Journal, refuse_occupied
 from tailorlib.models.family import ModelFamily
+from tailorlib.models.terms import keep_terms
 from tailorlib.plugin_errors import as_plugin_error
 from tailorlib.plugins import REGISTRIES
 from tailorlib.report.front import draw_front, front_table
@@ -178,6 +179,7 @@ class TailorTrainer(Trainer):
         if run is not None:  # in the data type of the search, whatever is fastest here and now
             study.family.dtype = recorded_dtype(Journal.read(Path(run))) or study.family.dtype
         engine = self._ready(study, run)
+        keep_terms(study.family, Path(run) if run is not None else Path(str(tailoring)).parent)
         rows = run_benchmark(study, engine, chosen)
         say(render_table(rows))
         emit("benchmark", {"rows": [asdict(row) for row in rows]})

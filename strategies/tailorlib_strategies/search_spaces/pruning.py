@@ -115,6 +115,12 @@ class PruningSpace(DeclaredSpace):
         continuous = per_layer * (layers - subset.low) + self._outer.continuous()
         return SpaceSize(discrete * self._outer.count(), continuous)
 
+    @property
+    def most_removed(self) -> int:
+        """The largest number of layers that lack in a row."""
+        self.layout  # noqa: B018  (raises before setup)
+        return self._removal.subset.k
+
     def operations(self) -> tuple[MergeOperation, ...]:
         """Return the merges that can be chosen; none with fewer than two candidates."""
         self.layout  # noqa: B018  (raises before setup)

@@ -4,6 +4,7 @@ from tailorlib_strategies.warm_starts.angular_distance import AngularDistance
 from tailorlib_strategies.warm_starts.block_influence import BlockInfluence
 from tailorlib_strategies.warm_starts.controls import FullDepthMerge, SingleVariants, UniformMix
 from tailorlib_strategies.warm_starts.designed_start import DesignedStart
+from tailorlib_strategies.warm_starts.gap_distance import GapDistance
 from tailorlib_strategies.warm_starts.importance import MagnitudeImportance, TaylorImportance
 from tailorlib_strategies.warm_starts.laco import LaCo
 from tailorlib_strategies.warm_starts.leave_one_out import LeaveOneOut
@@ -14,6 +15,7 @@ __all__ = [
     "BlockInfluence",
     "DesignedStart",
     "FullDepthMerge",
+    "GapDistance",
     "LaCo",
     "LeaveOneOut",
     "MagnitudeImportance",

@@ -142,7 +142,7 @@ def _gram(
                 (stored,) = architecture.stored_shapes({live: tuple(module.weight.shape)})
                 handles.append(module.register_forward_hook(grams.observe(stored)))
     try:
-        for batch in _batches(rows):
+        for batch in row_batches(rows):
             model.get_decoder()(input_ids=torch.tensor(batch, device=model.device), use_cache=False)
             for _ in batch:
                 advance()
@@ -152,11 +152,13 @@ def _gram(
     return Collected({name: total.div_(grams.counts[name]) for name, total in grams.sums.items()}, grams.aliases)
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> Iterable[Sequence[Sequence[int]]]:
-    """Yield rows of one length together."""
+def row_batches(
+    rows: Sequence[Sequence[int]], tokens: int = _TOKENS_PER_PASS
+) -> Iterable[Sequence[Sequence[int]]]:
+    """Yield rows of one length together, up to a number of tokens."""
     batch: list[Sequence[int]] = []
     for row in rows:
-        if batch and (len(row) != len(batch[0]) or (len(batch) + 1) * len(row) > _TOKENS_PER_PASS):
+        if batch and (len(row) != len(batch[0]) or (len(batch) + 1) * len(row) > tokens):
             yield batch
             batch = []
         batch.append(row)

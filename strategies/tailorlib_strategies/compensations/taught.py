@@ -1,0 +1,84 @@
+"""What compensations share that imitate a teacher on calibration text."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tailorlib import Tailoring
+from tailorlib.calibration.mixture import Calibration, CalibrationRows, lay_out
+from tailorlib.compensation import Compensation, CompensationContext
+from tailorlib.models.family import ModelFamily
+from tailorlib_strategies.compensations.teachers import AUTO, check_teacher, choose_teacher
+
+__all__ = ["AUTO", "Lesson", "Taught"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher teaches.
+
+    Args:
+        teacher: A tailoring of all layers.
+        rows: The calibration text.
+        dtype: Data type that the models compute in.
+    """
+
+    teacher: Tailoring
+    rows: CalibrationRows
+    dtype: torch.dtype
+
+
+class Taught(Compensation):
+    """A compensation that imitates a teacher on calibration text.
+
+    Args:
+        calibration: The text, in domains.
+        teacher: ``auto`` for the fittest of base, variants and merges of all variants; ``merge`` for the fittest
+            merge; or a model's name.
+    """
+
+    def __init__(self, calibration: Calibration, teacher: str = AUTO) -> None:
+        self._calibration, self.teacher = calibration, teacher
+        self._facts: dict[str, Any] = {}
+
+    @property
+    def calibration(self) -> Calibration:
+        """The text that it is fitted on."""
+        return self._calibration
+
+    def check(self) -> None:
+        """Read the text."""
+        for source in self._calibration.sources.values():
+            source.documents()
+
+    def check_family(self, family: ModelFamily) -> None:
+        """Find out whether the family has the teacher."""
+        check_teacher(self.teacher, family)
+
+    @abstractmethod
+    def prepare(self, context: CompensationContext) -> None:
+        """Gather what is needed."""
+
+    def lesson(self, context: CompensationContext) -> Lesson:
+        """Choose the teacher and lay the text out."""
+        family = context.family
+        name, teacher, scores = self.choose(context)
+        longest = getattr(family.config, "max_position_embeddings", None)
+        rows = lay_out(self._calibration, family.tokenizer, longest)
+        self._facts = {"teacher": name, "teachers": scores, "tokens": rows.tokens}
+        # on a CPU sums and models are in float32, whatever a search computes in: every data type bridges alike
+        dtype = torch.float32 if context.device.type == "cpu" else family.compute_dtype
+        return Lesson(teacher, rows, dtype)
+
+    def choose(self, context: CompensationContext) -> tuple[str, Tailoring, dict[str, float]]:
+        """Return the teacher: its name, its tailoring, and the fitness of those that were compared."""
+        return choose_teacher(self.teacher, context)
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return the teacher, the fitness of those that were compared, and the number of tokens."""
+        return self._facts

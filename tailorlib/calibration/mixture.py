@@ -1,0 +1,150 @@
+"""Calibration text: a mixture of domains, each with a part that nothing is fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tailorlib.evaluation.text import first_tokens, prefix_token
+from tailorlib.exceptions import DataError, RecipeError, shown
+from tailorlib.models.statistics.collect import calibration_rows
+from tailorlib.seeding import numpy_generator
+from tailorlib.text import TextSource
+
+_LEAST_ROWS = 8
+"""Rows that a domain is laid out in, at least: one of them is held out."""
+_ROWS_OF_ONE = 4
+"""Rows that one document fills at most, as long as there are others."""
+_MOST_HELD = 2048
+"""Tokens of a domain that are held out, at most."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Text that compensation is fitted on: several domains in given shares.
+
+    What a domain shows is what comes back there, and what no domain shows can get worse. So give one for each kind
+    of text that the model is for, and for each variant what it was fine-tuned on.
+
+    Args:
+        sources: Text by domain.
+        shares: Share of the tokens by domain, in any unit; equal shares by default.
+        tokens: Number of tokens of all domains together, those held out included.
+        context_length: Length of the rows in tokens that the text is laid out in.
+        held_out: Share of each domain's tokens that is not fitted on: settings are chosen on it, and no domain of
+            it may get worse.
+        seed: Seed of the order of documents.
+
+    Raises:
+        RecipeError: If there is no source, a share is of no source or not positive, or a number is out of range.
+    """
+
+    sources: dict[str, TextSource]
+    shares: dict[str, float] | None = None
+    tokens: int = 65_536
+    context_length: int = 512
+    held_out: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.sources:
+            faults.append("calibration.sources names one text or more by its domain, got none.")
+        for name, share in (self.shares or {}).items():
+            if name not in self.sources:
+                faults.append(f"calibration.shares are of its sources {sorted(self.sources)}, got {shown(name)}.")
+            elif not (math.isfinite(share) and share > 0):
+                faults.append(f"A share of calibration is a positive number, got {shown(name)}: {share}.")
+        for name in self.sources if self.shares else ():
+            if name not in (self.shares or {}):
+                faults.append(f"calibration.shares gives each source a share, and lacks {shown(name)}.")
+        if self.tokens < 1:
+            faults.append(f"calibration.tokens is at least 1, got {self.tokens}.")
+        if self.context_length < 8:
+            faults.append(f"calibration.context_length is at least 8, got {self.context_length}.")
+        if not 0 < self.held_out <= 0.5:
+            faults.append(f"calibration.held_out is more than 0 and at most 0.5, got {self.held_out}.")
+        if faults:
+            raise RecipeError(faults)
+
+
+@dataclass(frozen=True)
+class CalibrationRows:
+    """A calibration text as token ids.
+
+    Args:
+        fit: Rows to fit on, of all domains.
+        held: Rows that are held out, by domain.
+    """
+
+    fit: tuple[tuple[int, ...], ...]
+    held: Mapping[str, tuple[tuple[int, ...], ...]]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens to fit on; the one that begins a row is not counted."""
+        return sum(len(row) - 1 for row in self.fit)
+
+    @property
+    def held_tokens(self) -> int:
+        """Number of tokens that are held out."""
+        return sum(len(row) - 1 for rows in self.held.values() for row in rows)
+
+
+def lay_out(calibration: Calibration, tokenizer: Any, longest: int | None) -> CalibrationRows:
+    """Return a calibration text in rows of tokens: of each domain the first ones, its last rows held out.
+
+    Args:
+        calibration: The text.
+        tokenizer: The base's.
+        longest: Longest row in tokens that the models take, if there is a limit.
+
+    Raises:
+        DataError: If a domain has too little text to hold something out.
+    """
+    shares = calibration.shares or dict.fromkeys(calibration.sources, 1.0)
+    total = math.fsum(shares.values())
+    fit: list[tuple[int, ...]] = []
+    held: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for domain, source in calibration.sources.items():
+        wanted = max(1, round(calibration.tokens * shares[domain] / total))
+        rows = _rows(
+            source, tokenizer, wanted, min(calibration.context_length, longest or 2**31), calibration.seed
+        )
+        if len(rows) < 2:
+            raise DataError(
+                f"The calibration text {domain!r} has {sum(map(len, rows))} tokens: too few to fit on some and "
+                "hold out others. Give more text, or leave the domain out."
+            )
+        length = len(rows[0])
+        most = max(1, _MOST_HELD // length)
+        number = min(max(1, round(len(rows) * calibration.held_out)), most, len(rows) - 1)
+        fit += rows[:-number]
+        held[domain] = tuple(rows[-number:])
+    return CalibrationRows(tuple(fit), held)
+
+
+def _rows(source: TextSource, tokenizer: Any, tokens: int, longest: int, seed: int) -> list[tuple[int, ...]]:
+    """Return some tokens of a text in rows of one length, shorter ones where there is little text."""
+    prefix = prefix_token(tokenizer)
+    documents = _drawn(source.documents(), tokenizer, tokens, _ROWS_OF_ONE * longest, seed)
+    there = min(tokens, sum(map(len, documents)))
+    length = max(8, min(longest, there // _LEAST_ROWS))
+    rows = calibration_rows(documents, prefix, tokens, length)
+    return [tuple(row) for row in rows if len(row) == length or len(rows) == 1]
+
+
+def _drawn(documents: Sequence[str], tokenizer: Any, tokens: int, most: int, seed: int) -> list[Sequence[int]]:
+    """Return documents as token ids, in a seeded order: beginnings of many, or whole ones if those are too few."""
+    order = numpy_generator(seed, "calibration").permutation(len(documents))
+    found: list[Sequence[int]] = []
+    for limit in (most, tokens):
+        found, left = [], tokens
+        for i in order:
+            found.append(first_tokens(tokenizer, documents[int(i)], min(limit, left)))
+            left -= len(found[-1])
+            if left <= 0:
+                return found
+    return found
