@@ -26,7 +26,7 @@ from tailorlib.registry import load_plugin
 from tailorlib.version import __version__
 
 RECIPE_NAME = "recipe.yaml"
-_MAKE_TENSORS = ("search", "evaluate", "plan", "export")
+_MAKE_TENSORS = ("search", "evaluate", "compensate", "plan", "export")
 """Verbs that make and drop large tensors all the time."""
 _ACCEPT = "--accept_changes=true"
 
@@ -89,10 +89,10 @@ def _expand_plugins(args: list[str]) -> list[str]:
 
 
 def _expand_run(args: list[str]) -> list[str]:
-    """Let a run folder stand for its recipe: ``export RUN``, ``evaluate RUN``, ``search --resume RUN``."""
+    """Let a run folder stand for its recipe: ``export RUN`` and other verbs, ``search --resume RUN``."""
     if args[:1] == ["import"] and len(args) > 1 and not args[1].startswith("-"):
         return ["import", "--source", *args[1:]]
-    if not args or args[0] not in ("search", "evaluate", "export"):
+    if not args or args[0] not in ("search", "evaluate", "compensate", "export"):
         return args
     verb, rest = args[0], args[1:]
     if verb == "search":
@@ -131,7 +131,7 @@ def _check_files(args: Sequence[str]) -> None:
     faults = [fault for path in files for fault in check_recipe(read_recipe(path))]
     needed = (
         REQUIRED
-        if args and args[0] in ("search", "evaluate", "plan")
+        if args and args[0] in ("search", "evaluate", "compensate", "plan")
         else REQUIRED[:1]
         if args[:1] == ["export"]
         else ()

@@ -24,7 +24,7 @@ LIGHT = {
     "check": "tailorlib.report.check:check",
 }
 """Where each verb's function is. Its parameters are the arguments, those without a default by position."""
-VERBS = ("search", "evaluate", "plan", "export", "import", "plugins")
+VERBS = ("search", "evaluate", "compensate", "plan", "export", "import", "plugins")
 """Verbs on LightningCLI."""
 
 

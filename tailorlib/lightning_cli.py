@@ -23,7 +23,7 @@ from tailorlib.search.tracking import tracked_run
 from tailorlib.search.trainer import TailorTrainer
 from tailorlib.search.trainer_options import option_faults
 
-STUDY_VERBS = ("search", "evaluate", "plan")
+STUDY_VERBS = ("search", "evaluate", "compensate", "plan")
 """Verbs that need a whole study."""
 _TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,

@@ -141,12 +141,12 @@ def bytes_of(width: int, hidden: int, targets: int) -> int:
         hidden: Width of the residual stream.
         targets: Number of depths that the layer is bridged to.
     """
-    return 4 * (3 * width * width + targets * width * hidden)
+    return 4 * (3 * width * width + (targets + 1) * width * hidden)
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -174,10 +174,10 @@ def _build(job: Job, name: str, folder: Path) -> None:
         with bar("Gathering bridges", passes) as advance:
             for group in groups:
                 listener = Listener(model, family.architecture, {i: taps[i] for i in group})
-                moments, held = _group(job, listener, advance)
+                gathering, held = _group(job, listener, advance)
                 for i in group:
                     weight = _matrix(taps[i], layers[i]) if job.form == "outputs" else None
-                    solved = _solved(job, moments.pop(i), held, i, weight)
+                    solved = _solved(job, gathering.taken(i), held, i, weight)
                     facts["pairs"] |= _saved(job, folder, name, solved, taps[i], i)
     _warn(facts)
     (folder / MANIFEST).write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -199,15 +199,16 @@ def _groups(job: Job, layers: Sequence[torch.nn.Module], taps: Mapping[int, Tap]
 def _width(tap: Tap, layer: torch.nn.Module) -> int:
     if tap.kind == "norm":
         return 1
+    module: Any = layer.get_submodule(tap.module)
     if tap.kind == "experts":
-        return int(layer.get_submodule(tap.module).down_proj.shape[2])  # type: ignore[union-attr, operator, index, arg-type]
-    shape = layer.get_submodule(tap.module).weight.shape
+        return int(module.down_proj.shape[2])
+    shape = module.weight.shape
     return int(shape[0] if tap.transposed else shape[1]) + (tap.bias is not None)
 
 
 def _group(
     job: Job, listener: Listener, advance: Callable[[], None]
-) -> tuple[dict[int, Moments], dict[str, list[Streams]]]:
+) -> tuple[Gathering, dict[str, list[Streams]]]:
     """Return the moments of some layers, and what the teacher computes on held-out text."""
     norms = frozenset(i for i, tap in listener.taps.items() if tap.kind == "norm")
     gathering = Gathering({i: job.targets[i] for i in listener.taps}, norms)
@@ -215,7 +216,7 @@ def _group(
     held: dict[str, list[Streams]] = {}
     for domain, rows in job.rows.held.items():
         listener.run(rows, held.setdefault(domain, []).append, advance)
-    return gathering.found, held
+    return gathering, held
 
 
 def _solved(
@@ -284,10 +285,10 @@ def _matrix(tap: Tap, layer: torch.nn.Module) -> Tensor:
             "OutputMap maps the outputs of an MLP's last matrix, and these layers end in "
             f"{'a norm' if tap.kind == 'norm' else 'many experts'}. Take Bridge."
         )
-    module = layer.get_submodule(tap.module)
-    weight = module.weight.T if tap.transposed else module.weight
+    module: Any = layer.get_submodule(tap.module)
+    weight: Tensor = module.weight.T if tap.transposed else module.weight
     if tap.bias is not None:
-        weight = torch.cat([weight, module.bias[:, None]], dim=1)  # type: ignore[list-item, index]
+        weight = torch.cat([weight, module.bias[:, None]], dim=1)
     return weight.float()
 
 

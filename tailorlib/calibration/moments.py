@@ -10,7 +10,7 @@ R        diag(1 / |H_{l+1}|^2): every token counts by its relative error, as the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -146,42 +146,52 @@ class Gathering:
         norms: The layers whose tap is a norm's weight: of their moments the diagonal counts.
     """
 
-    def __init__(self, targets: dict[int, list[int]], norms: frozenset[int] = frozenset()) -> None:
+    def __init__(self, targets: Mapping[int, Sequence[int]], norms: frozenset[int] = frozenset()) -> None:
         self.targets, self.norms = targets, norms
-        self.found: dict[int, Moments] = {}
+        self._found: dict[int, Moments] = {}
 
     def add(self, streams: Streams) -> None:
         """Add the tokens of a pass."""
+        sizes = [state.norm(dim=1).clamp_min(1e-12) for state in streams.states]
         for layer, above in self.targets.items():
             z, root = streams.weighted(layer)
-            wanted = torch.stack([streams.target(layer, m, root) for m in above])  # [k, tokens, d]
-            if layer not in self.found:
-                self.found[layer] = self._empty(layer, z, wanted)
-            found = self.found[layer]
+            if layer not in self._found:
+                self._found[layer] = self._empty(layer, z, streams.states[0].shape[1])
+            found = self._found[layer]
             found.tokens += len(z)
             if layer in self.norms:
                 found.gram += (z * z).sum(0)
-                products = list((z * wanted).sum(1))
             else:
                 found.gram.addmm_(z.T, z)
-                flat = z.T @ wanted.transpose(0, 1).reshape(len(z), -1)  # [f, k d]
-                products = list(flat.view(z.shape[1], len(above), -1).unbind(1))
-            near = streams.states[layer + 1]
-            for m, product, one in zip(above, products, wanted, strict=True):
-                found.cross[m] += product
-                found.moved[m] += float(one.square().sum())
-                found.cosine[m] += float(torch.cosine_similarity(near, streams.states[m], dim=1).sum())
-                found.magnitude[m] += float((streams.states[m].norm(dim=1, keepdim=True) * root).sum())
+            weighted = z * root
+            # Z^T R H_m for each m, and for l + 1 once: the differences are taken in the end
+            for m in (layer + 1, *above):
+                if layer in self.norms:
+                    found.cross[m] += (weighted * streams.states[m]).sum(0)
+                else:
+                    found.cross[m].addmm_(weighted.T, streams.states[m])
+            near, size = streams.states[layer + 1], sizes[layer + 1]
+            for m in above:
+                ratio = sizes[m] / size
+                cosine = torch.linalg.vecdot(near, streams.states[m]) / (size * sizes[m])
+                found.moved[m] += float((ratio.square() + 1 - 2 * ratio * cosine).sum(dtype=torch.float64))
+                found.cosine[m] += float(cosine.sum(dtype=torch.float64))
+                found.magnitude[m] += float(ratio.sum(dtype=torch.float64))
 
-    def _empty(self, layer: int, z: Tensor, wanted: Tensor) -> Moments:
+    def taken(self, layer: int) -> Moments:
+        """Return the moments of a layer, and let go of them."""
+        found = self._found.pop(layer)
+        below = found.cross.pop(layer + 1)
+        for product in found.cross.values():
+            product -= below
+        return found
+
+    def _empty(self, layer: int, z: Tensor, hidden: int) -> Moments:
         width, above = z.shape[1], self.targets[layer]
         diagonal = layer in self.norms
         return Moments(
             gram=z.new_zeros(width) if diagonal else z.new_zeros(width, width),
-            cross={
-                m: wanted.new_zeros(wanted.shape[2]) if diagonal else z.new_zeros(width, wanted.shape[2])
-                for m in above
-            },
+            cross={m: z.new_zeros(*([] if diagonal else [width]), hidden) for m in (layer + 1, *above)},
             moved=dict.fromkeys(above, 0.0),
             cosine=dict.fromkeys(above, 0.0),
             magnitude=dict.fromkeys(above, 0.0),

@@ -104,8 +104,10 @@ def listen(tap: Tap, layer: nn.Module, architecture: Architecture, heard: Callab
         return module.register_forward_pre_hook(routed)
 
     def normed(norm: nn.Module, _: Any, output: Tensor) -> None:
-        weight = norm.weight + 1 if architecture.unit_offset else norm.weight
+        weight = norm.weight
         assert isinstance(weight, Tensor)
+        if architecture.unit_offset:
+            weight = weight + 1
         share = torch.where(weight.abs() > 1e-6, output / weight, torch.zeros_like(output))
         heard(share.flatten(0, -2))
 
@@ -116,7 +118,7 @@ def _routed(experts: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Return the routed and weighted sum of the experts' inner activations, [tokens, f]."""
     x = x.reshape(-1, x.shape[-1])  # [tokens, d]
     total = x.new_zeros(len(x), experts.gate_up_proj.shape[1] // 2)
-    for expert in index.unique().tolist():
+    for expert in sorted(set(index.flatten().tolist())):
         token, place = torch.where(index == expert)
         gate, up = nn.functional.linear(x[token], experts.gate_up_proj[expert]).chunk(2, dim=-1)
         total.index_add_(0, token, experts.act_fn(gate) * up * weights[token, place, None].to(x.dtype))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,15 +89,17 @@ def stored_terms(name: str) -> dict[int, tuple[str, ...]] | None:
 
 
 class TermFiles:
-    """Finds terms in a folder, and takes those that it lacks from the cache.
+    """Finds terms in a folder, and puts there what it lacks and others have.
 
     Args:
-        folder: The folder that keeps them; it is made when the first term comes.
+        folder: The folder that keeps them; it is made when the first term comes. ``None`` to keep nothing.
         cached: Whether the cache may give what the folder lacks.
+        others: Folders that may give it before the cache does.
     """
 
-    def __init__(self, folder: Path, *, cached: bool = False) -> None:
-        self.folder, self.cached = folder, cached
+    def __init__(self, folder: Path | None, *, cached: bool = False, others: Sequence[Path] = ()) -> None:
+        self.folder = folder
+        self.sources = [*others, *([cache_root() / FOLDER] if cached else [])]
         self._sound: set[str] = set()
 
     def __call__(self, name: str, suffix: str) -> Tensor:
@@ -112,7 +114,7 @@ class TermFiles:
         """
         file = self.keep(name)
         try:
-            with safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
+            with safe_open(file, "pt") as opened:
                 if name not in self._sound:
                     _check(opened, name)
                     self._sound.add(name)
@@ -127,22 +129,25 @@ class TermFiles:
             ) from error
 
     def keep(self, name: str) -> Path:
-        """Return the file of a term, and put it into the folder first if only the cache has it.
+        """Return the file of a term, and put it into the folder first if only others have it.
 
         Raises:
             ModelError: If there is none, or it can't be put there.
         """
-        file = self.folder / term_path(name)
-        if file.is_file():
-            return file
-        stored = cache_root() / FOLDER / term_path(name)
-        if not self.cached or not stored.is_file():
+        own = None if self.folder is None else self.folder / term_path(name)
+        if own is not None and own.is_file():
+            return own
+        stored = next((f for f in (source / term_path(name) for source in self.sources) if f.is_file()), None)
+        if stored is None:
+            place = self.folder or (self.sources[0] if self.sources else Path())
             raise ModelError(
-                f"The tailoring adds the term {name!r}, which is not in {str(self.folder)!r}. Name the run that "
-                "made it, or keep the folder 'terms' beside the tailoring file."
+                f"The tailoring adds the term {name!r}, which is not in {str(place)!r}. Name the run that made "
+                "it, or keep the folder 'terms' beside the tailoring file."
             )
-        _link(stored, file)
-        return file
+        if own is None:
+            return stored
+        _link(stored, own)
+        return own
 
 
 def keep_terms(family: ModelFamily, run: Path, *, cached: bool = False) -> None:

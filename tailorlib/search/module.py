@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tailorlib.console import emit, say, step
 from tailorlib.contents import Contents
 from tailorlib.evaluation.engine import Engine
-from tailorlib.exceptions import EvaluationError, JournalError, PluginError
+from tailorlib.exceptions import EvaluationError, JournalError, PluginError, RecipeError
 from tailorlib.fitness import Measurement, SampleResult
 from tailorlib.forks import staying
 from tailorlib.journal import FILE_NAME, Journal
@@ -111,6 +111,12 @@ class SearchModule(LightningModule):
         Raises:
             RecipeError: With all faults that were found.
         """
+        compensation = self.study.compensation
+        if compensation is not None and not compensation.per_candidate:
+            raise RecipeError(
+                f"compensation: {compensation.label} takes minutes a candidate. Search with Bridge, or without; "
+                "then: tailor compensate RUN."
+            )
         if self._engine is None:
             self._engine = self.study.prepare(device)
 

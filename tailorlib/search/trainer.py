@@ -29,7 +29,7 @@ from tailorlib.files import os_message, refuse_existing, write_text
 from tailorlib.interchange import read_foreign
 from tailorlib.journal import FILE_NAME, Journal, refuse_occupied
 from tailorlib.models.family import ModelFamily
-from tailorlib.models.terms import keep_terms
+from tailorlib.models.terms import FOLDER, TermFiles, keep_terms
 from tailorlib.plugin_errors import as_plugin_error
 from tailorlib.plugins import REGISTRIES
 from tailorlib.report.front import draw_front, front_table
@@ -38,6 +38,8 @@ from tailorlib.report.summary import study_summary
 from tailorlib.report.table import BenchmarkRow, markdown_table, render_table, write_benchmark
 from tailorlib.run_lock import archive
 from tailorlib.search.benchmark import run_benchmark
+from tailorlib.search.compensating import compensate, compensation_of, finalists_table, keep_found
+from tailorlib.search.compensating import finalists as best_trials
 from tailorlib.search.contents import study_contents
 from tailorlib.search.module import SearchModule
 from tailorlib.search.plan import plan_table
@@ -185,6 +187,59 @@ class TailorTrainer(Trainer):
         emit("benchmark", {"rows": [asdict(row) for row in rows]})
         if run is not None:
             write_benchmark(rows, Path(run) / "benchmark.json")
+
+    def compensate(
+        self,
+        model: SearchModule,
+        run: str | None = None,
+        trial: int | None = None,
+        tailoring: str | None = None,
+        method: str | None = None,
+        finalists: int = 1,
+        output: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Mend what was found, layer by layer and without training: `tailor compensate RUN`.
+
+        Writes OUTPUT/tailoring.yaml, its terms and a recipe, so that `tailor export OUTPUT` builds the model. The
+        result is the best in validation, or else by the search's fitness, of all that were compared: as they were
+        and compensated.
+
+        Args:
+            model: The search whose recipe is used: its data, and the text and teacher of its compensation.
+            run: The run folder; its best trial is compensated.
+            trial: Number of another trial of the run.
+            tailoring: A tailoring file, instead of a run.
+            method: Name of the compensation: Refit by default.
+            finalists: Number of the run's best trials to compensate.
+            output: Folder to write; RUN/compensated by default.
+            overwrite: Replace what is there.
+        """
+        if output is None and run is None:
+            raise RecipeError("A compensation needs a place to write to: give --output.")
+        target = Path(output) if output is not None else Path(str(run)) / "compensated"
+        for name in ("tailoring.yaml", "recipe.yaml"):
+            refuse_existing(target / name, overwrite=overwrite)
+        study, compensation = model.study, compensation_of(model.study, method)
+        chosen = (
+            best_trials(Path(run), finalists)
+            if run is not None and trial is None and finalists > 1
+            else [("the tailoring", choose(run, trial, tailoring))]
+        )
+        if run is not None:
+            study.family.dtype = recorded_dtype(Journal.read(Path(run))) or study.family.dtype
+        self._ready(study, run)
+        beside = (Path(run) if run is not None else Path(str(tailoring)).parent) / FOLDER
+        study.family.assembly.terms = TermFiles(None, cached=True, others=[beside])
+        found = compensate(study, self.strategy.root_device, compensation, chosen)
+        say(finalists_table(found))
+        best = found[0]
+        keep_found(best.tailoring, target, [beside])
+        write_text(target / "tailoring.yaml", best.tailoring.to_yaml(), overwrite=overwrite)
+        write_text(target / "recipe.yaml", model.recipe, overwrite=overwrite)
+        emit("compensated", {"directory": target, "name": best.name, "fitness": best.fitness})
+        say(f"[green]✓[/] The best is {escape(best.name)}. Build the model with:")
+        say(f"  tailor export {escape(str(target))}")
 
     def export(self, model: ModelFamily, **kwargs: Any) -> None:
         """Write a tailoring as a Hugging Face model: `tailor export RUN --output DIR`.

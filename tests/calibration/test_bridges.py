@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from calibration_cases import CUT, rows_of, streams
 from model_cases import CASES, CPU, LAYERS, logits, plan
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tailorlib import LayerPlan, Tailoring, TextSource
+from tailorlib import LayerPlan, Tailoring
 from tailorlib.calibration.gather import BridgeTable, Job, bridge_table
-from tailorlib.calibration.mixture import Calibration, CalibrationRows, lay_out
 from tailorlib.calibration.taps import tap_of
 from tailorlib.exceptions import ModelError
 from tailorlib.export import export_model
@@ -24,28 +23,6 @@ from tailorlib.models.terms import keep_terms
 
 RIDGE = 0.1
 LAYER, ABOVE = 1, 4
-CUT = Tailoring.whole("base", LAYERS, without=[2, 3])
-
-
-class Words(TextSource):
-    """Made-up words: enough of them for the tiny models' widths."""
-
-    def __init__(self, first: int = 0, number: int = 40) -> None:
-        self.first, self.number = first, number
-
-    def documents(self) -> list[str]:
-        return [
-            " ".join(f"w{(i * i + j * 7) % 97}" for j in range(40))
-            for i in range(self.first, self.first + self.number)
-        ]
-
-
-def calibration(**settings: Any) -> Calibration:
-    return Calibration({"one": Words(), "two": Words(100)}, **{"tokens": 1200, "context_length": 32, **settings})
-
-
-def rows_of(family: ModelFamily, **settings: Any) -> CalibrationRows:
-    return lay_out(calibration(**settings), family.tokenizer, None)
 
 
 def job(family: ModelFamily, **settings: Any) -> Job:
@@ -59,28 +36,6 @@ def bridged(tailoring: Tailoring, table: BridgeTable, layer: int = LAYER, above:
         replace(p, terms=table.terms(layer, above)) if p.sources[0].layer == layer else p for p in tailoring.layers
     ]
     return replace(tailoring, layers=tuple(plans))
-
-
-def streams(
-    model: Any, rows: Sequence[Sequence[int]], layers: str, norm: str, which: Sequence[int]
-) -> list[Tensor]:
-    """Return inputs of some layers of a model, or of its final norm, over rows without their first tokens."""
-    found: dict[int, list[Tensor]] = {i: [] for i in which}
-    modules = [*model.get_submodule(layers), model.get_submodule(norm)]
-
-    def hook(i: int) -> Any:
-        def keep(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            found[i].append((args[0] if args else kwargs["hidden_states"])[0, 1:])
-
-        return keep
-
-    handles = [modules[i].register_forward_pre_hook(hook(i), with_kwargs=True) for i in which]
-    with torch.no_grad():
-        for row in rows:
-            model(torch.tensor([row]))
-    for handle in handles:
-        handle.remove()
-    return [torch.cat(found[i]) for i in which]
 
 
 @pytest.fixture(params=CASES)

@@ -44,6 +44,7 @@ class Taught(Compensation):
 
     def __init__(self, calibration: Calibration, teacher: str = AUTO) -> None:
         self._calibration, self.teacher = calibration, teacher
+        self._rows: CalibrationRows | None = None
         self._facts: dict[str, Any] = {}
 
     @property
@@ -57,19 +58,23 @@ class Taught(Compensation):
             source.documents()
 
     def check_family(self, family: ModelFamily) -> None:
-        """Find out whether the family has the teacher."""
+        """Find out whether the family has the teacher, and lay the text out in its tokens."""
         check_teacher(self.teacher, family)
+        longest = getattr(family.config, "max_position_embeddings", None)
+        self._rows = lay_out(self._calibration, family.tokenizer, longest)
 
     @abstractmethod
     def prepare(self, context: CompensationContext) -> None:
         """Gather what is needed."""
 
     def lesson(self, context: CompensationContext) -> Lesson:
-        """Choose the teacher and lay the text out."""
+        """Choose the teacher; the text is laid out."""
         family = context.family
         name, teacher, scores = self.choose(context)
-        longest = getattr(family.config, "max_position_embeddings", None)
-        rows = lay_out(self._calibration, family.tokenizer, longest)
+        if self._rows is None:
+            self.check_family(family)
+        rows = self._rows
+        assert rows is not None
         self._facts = {"teacher": name, "teachers": scores, "tokens": rows.tokens}
         # on a CPU sums and models are in float32, whatever a search computes in: every data type bridges alike
         dtype = torch.float32 if context.device.type == "cpu" else family.compute_dtype
