@@ -16,6 +16,7 @@ from tailorlib.tailoring import Tailoring
 
 if TYPE_CHECKING:
     from tailorlib.calibration.mixture import Calibration
+    from tailorlib.evaluation.overlap import Fingerprint
     from tailorlib.models.family import ModelFamily
 
 
@@ -143,6 +144,11 @@ class Compensation(Guarded, ABC):
         Args:
             tailoring: A candidate without terms.
         """
+
+    @property
+    def fingerprints(self) -> Sequence[Fingerprint]:
+        """What stands for the calibration text where shared data is looked for, after :meth:`check_family`."""
+        return ()
 
     def facts(self) -> Mapping[str, Any]:
         """Return what a report says of it, as plain data, after :meth:`prepare`."""

@@ -172,6 +172,17 @@ warm_starts:
             - {{class_path: PydocTopics, init_args: {{split: search}}}}
       merge_scales: [0.2, 0.35, 0.5, 0.8]
 
+# What removed layers added to the hidden states is fitted in closed form below each gap, on text that no score is
+# taken of. Give it a text of each kind that the model is for: what it doesn't see, it can't bring back.
+compensation:
+  class_path: Bridge
+  init_args:
+    calibration:
+      sources:
+        code: {{class_path: StandardLibraryCode, init_args: {{split: train}}}}
+        prose: {{class_path: PydocTopics, init_args: {{split: train}}}}
+      tokens: 65536
+
 # The mean over the parts, each relative to the dense base: 1.0 is "as good as the dense model". These texts come
 # with Python, so that the recipe runs as it is. Put in what your model is for: JSONLines and PlainText read your
 # own files, LMEval takes the tasks of lm-evaluation-harness.

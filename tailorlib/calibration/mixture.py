@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tailorlib.evaluation.overlap import Fingerprint, text_fingerprint
 from tailorlib.evaluation.text import first_tokens, prefix_token
 from tailorlib.exceptions import DataError, RecipeError, shown
 from tailorlib.models.statistics.collect import calibration_rows
@@ -91,6 +92,12 @@ class CalibrationRows:
     def held_tokens(self) -> int:
         """Number of tokens that are held out."""
         return sum(len(row) - 1 for rows in self.held.values() for row in rows)
+
+
+def fingerprints(rows: CalibrationRows, tokenizer: Any) -> list[Fingerprint]:
+    """Return what stands for a calibration text where shared data is looked for."""
+    every = [*rows.fit, *(row for held in rows.held.values() for row in held)]
+    return [text_fingerprint(tokenizer.decode(row[1:])) for row in every]
 
 
 def lay_out(calibration: Calibration, tokenizer: Any, longest: int | None) -> CalibrationRows:

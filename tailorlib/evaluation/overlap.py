@@ -62,8 +62,12 @@ def overlap(a: Fitness, b: Fitness) -> Overlap:
     cut. Of tasks a piece is a question with its answers, without the few-shot examples. A fitness that has no
     :attr:`~tailorlib.fitness.Fitness.fingerprints` shares nothing that can be found.
     """
-    seen = frozenset[str]().union(*(piece.digests for piece in a.fingerprints))
-    pieces = b.fingerprints
+    return shared_pieces(a.fingerprints, b.fingerprints)
+
+
+def shared_pieces(known: Sequence[Fingerprint], pieces: Sequence[Fingerprint]) -> Overlap:
+    """Count the pieces of data that are among others that are known."""
+    seen = frozenset[str]().union(*(piece.digests for piece in known))
     shared = [piece for piece in pieces if not seen.isdisjoint(piece.digests)]
     return Overlap(len(shared), len(pieces), shared[0].excerpt if shared else "")
 

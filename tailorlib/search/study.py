@@ -13,7 +13,7 @@ import torch
 from tailorlib.compensation import Compensation, CompensationContext
 from tailorlib.console import say, step
 from tailorlib.evaluation.engine import Engine
-from tailorlib.evaluation.overlap import overlap
+from tailorlib.evaluation.overlap import overlap, shared_pieces
 from tailorlib.exceptions import RecipeError, TailorError
 from tailorlib.fitness import Fitness
 from tailorlib.forks import staying
@@ -302,6 +302,17 @@ class Study:
                     f"[yellow]![/] {section}.fitness shares {shared.share:.0%} of its questions or documents with "
                     f"the search's fitness, such as {shared.example!r}: its figures will flatter the search. Use "
                     "another split or other tasks there."
+                )
+
+        known = () if self.compensation is None else self.compensation.fingerprints
+        for section, fitness in self.fitnesses.items() if known else ():
+            shared = shared_pieces(known, fitness.fingerprints)
+            if shared.share >= SHARED:
+                where = "fitness" if section == "fitness" else f"{section}.fitness"
+                say(
+                    f"[yellow]![/] compensation.calibration has {shared.share:.0%} of the questions or documents "
+                    f"of {where}, such as {shared.example!r}: its figures will flatter what is compensated. Use "
+                    "another split or other text there."
                 )
 
     def _engine(self, device: torch.device) -> Engine:

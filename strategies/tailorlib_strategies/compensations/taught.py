@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tailorlib import Tailoring
-from tailorlib.calibration.mixture import Calibration, CalibrationRows, lay_out
+from tailorlib.calibration.mixture import Calibration, CalibrationRows, fingerprints, lay_out
 from tailorlib.compensation import Compensation, CompensationContext
+from tailorlib.evaluation.overlap import Fingerprint
 from tailorlib.models.family import ModelFamily
 from tailorlib_strategies.compensations.teachers import AUTO, check_teacher, choose_teacher
 
@@ -45,6 +46,7 @@ class Taught(Compensation):
     def __init__(self, calibration: Calibration, teacher: str = AUTO) -> None:
         self._calibration, self.teacher = calibration, teacher
         self._rows: CalibrationRows | None = None
+        self._fingerprints: Sequence[Fingerprint] = ()
         self._facts: dict[str, Any] = {}
 
     @property
@@ -62,6 +64,12 @@ class Taught(Compensation):
         check_teacher(self.teacher, family)
         longest = getattr(family.config, "max_position_embeddings", None)
         self._rows = lay_out(self._calibration, family.tokenizer, longest)
+        self._fingerprints = fingerprints(self._rows, family.tokenizer)
+
+    @property
+    def fingerprints(self) -> Sequence[Fingerprint]:
+        """Those of the text that was laid out."""
+        return self._fingerprints
 
     @abstractmethod
     def prepare(self, context: CompensationContext) -> None:
