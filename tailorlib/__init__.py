@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tailorlib.version import __version__
 
 if TYPE_CHECKING:
+    from tailorlib.compensation import Compensation, CompensationContext
     from tailorlib.distributions import Categorical, Distribution, Float, Integer, Params, Subset
     from tailorlib.fitness import Fitness, Measurement
     from tailorlib.objective import Candidate, Objective
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Candidate",
     "Categorical",
+    "Compensation",
+    "CompensationContext",
     "Distribution",
     "FamilyLayout",
     "Fitness",
@@ -55,6 +58,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "compensation": "Compensation CompensationContext",
     "distributions": "Categorical Distribution Float Integer Params Subset",
     "fitness": "Fitness Measurement",
     "objective": "Candidate Objective",

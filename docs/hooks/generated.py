@@ -31,12 +31,13 @@ TITLES = {
     "tailorlib.objectives": "Objectives",
     "tailorlib.search_spaces": "Search spaces",
     "tailorlib.warm_starts": "Warm starts and baselines",
+    "tailorlib.compensations": "Compensations",
     "tailorlib.fitness": "Fitnesses",
     "tailorlib.texts": "Texts",
     "tailorlib.families": "Model families",
 }
 FIXED = {"validation": Validation, "benchmark": Benchmark, "study": StudySettings}
-POSITIONAL = {"evaluate": "run", "export": "run", "import": "source"}
+POSITIONAL = {"evaluate": "run", "compensate": "run", "export": "run", "import": "source"}
 """Verbs on LightningCLI whose first argument may stand without its option."""
 _ROLE = re.compile(r":(?:meth|class|func|attr|data|mod|exc):`~?([^`]+)`")
 

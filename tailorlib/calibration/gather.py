@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from tailorlib.models.cache import build_once, cache_root
 from tailorlib.models.digests import model_contents
 from tailorlib.models.stitching import Stitcher
 from tailorlib.models.terms import FOLDER, save_term, term_path
-from tailorlib.tailoring import BASE, Tailoring
+from tailorlib.tailoring import BASE, LayerPlan, LayerSource, Tailoring, any_number
 
 if TYPE_CHECKING:
     from tailorlib.models.family import ModelFamily
@@ -144,6 +145,49 @@ def bytes_of(width: int, hidden: int, targets: int) -> int:
     return 4 * (3 * width * width + (targets + 1) * width * hidden)
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What gathering bridges takes.
+
+    Args:
+        disk_bytes: Size of all bridges in the cache.
+        memory_bytes: Memory of the sums at once, beside the teacher.
+        operations: Floating-point operations.
+    """
+
+    disk_bytes: int
+    memory_bytes: int
+    operations: float
+
+
+def footprint(family: ModelFamily, tokens: int, longest: int, memory_bytes: int = 8 << 30) -> Footprint:
+    """Return what gathering bridges takes, from shapes alone: no weight is read.
+
+    Args:
+        family: A prepared or outlined family.
+        tokens: Number of tokens of the calibration text.
+        longest: Number of layers in the longest gap that is bridged.
+        memory_bytes: What the sums may take at once.
+    """
+    number, hidden = family.layout.num_layers, int(family.config.hidden_size)
+    disk = sums = 0
+    work = 2.0 * sum(family.layer_parameters())
+    architecture = family.architecture
+    for layer in range(number - 1):
+        plan = LayerPlan((LayerSource(BASE, layer),))
+        shapes = {s: (shape, dtype) for s, shape, dtype in family.assembly.layer_shapes(plan)}
+        found = [s for s in shapes if any_number(s) in architecture.mlp_out and s.endswith(".weight")]
+        targets = len(range(layer + 2, min(layer + 2 + longest, number + 1)))
+        if not found or not targets:
+            continue
+        (shape, dtype) = shapes[found[0]]
+        width = prod(shape) // hidden if len(shape) > 1 else 1
+        disk += targets * prod(shape) * dtype.itemsize
+        sums += bytes_of(width, hidden, targets)
+        work += 2.0 * width * width + 2.0 * (targets + 1) * width * hidden
+    return Footprint(disk, min(sums, memory_bytes), work * tokens)
+
+
 def _is_whole(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
@@ -225,15 +269,18 @@ def _solved(
     """Yield the corrections of one layer by the depth that they lead to, with what is known of the gap."""
     weighted = {domain: [streams.weighted(layer) for streams in passes] for domain, passes in held.items()}
     inputs = {domain: torch.cat([z for z, _ in pairs]) for domain, pairs in weighted.items()}
-    ridge = Ridge(moments.gram, inputs, f"layer {layer}", job.ridges, weight)
-    for above in job.targets[layer]:
-        targets = {
+    targets: dict[int, dict[str, Tensor]] = {
+        above: {
             domain: torch.cat(
                 [s.target(layer, above, root) for s, (_, root) in zip(passes, weighted[domain], strict=True)]
             )
             for domain, passes in held.items()
         }
-        yield above, ridge.solve(moments.cross[above], targets), moments.gap(above)
+        for above in job.targets[layer]
+    }
+    solutions = Ridge(moments.gram, inputs, f"layer {layer}", job.ridges, weight).solve(moments.cross, targets)
+    for above, solution in solutions.items():
+        yield above, solution, moments.gap(above)
 
 
 def _saved(

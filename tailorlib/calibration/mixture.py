@@ -18,7 +18,7 @@ _LEAST_ROWS = 8
 """Rows that a domain is laid out in, at least: one of them is held out."""
 _ROWS_OF_ONE = 4
 """Rows that one document fills at most, as long as there are others."""
-_MOST_HELD = 2048
+_MOST_HELD = 512
 """Tokens of a domain that are held out, at most."""
 
 

@@ -296,7 +296,7 @@ class Refitting:
         assert gram is not None and cross is not None
         inputs = {domain: torch.cat([z for z, _ in pairs]) for domain, pairs in held.items()}
         targets = {domain: torch.cat([y for _, y in pairs]) for domain, pairs in held.items()}
-        return Ridge(gram, inputs, f"layer {i}", self.job.ridges).solve(cross, targets)
+        return Ridge(gram, inputs, f"layer {i}", self.job.ridges).solve({0: cross}, {0: targets})[0]
 
     @staticmethod
     def _weighted(read: Tensor, goal: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,6 +128,9 @@ def plan_table(study: Study, device: torch.device, devices: int = 1, calibrate: 
     table.add_row("memory", f"{found.device_bytes / 1e9:.2f} GB on {device.type} in {precision}{mapped}{cache}")
     adapters = f", {found.adapter_bytes / 1e9:.2f} GB of them adapters" if found.adapter_bytes else ""
     table.add_row("files", f"{found.disk_bytes / 1e9:.2f} GB of checkpoints{adapters}, read when needed")
+    if study.compensation is not None:
+        for cost in study.compensation.costs(family, study.space.most_removed):
+            table.add_row(study.compensation.label, escape(cost))
     if calibrate:
         _add_times(table, study, device, devices)
         table.add_row("not timed", escape("; ".join(not_timed(study))))
@@ -139,6 +142,8 @@ def not_timed(study: Study) -> list[str]:
     found = [*study.family.first, "loading the models", "scoring the dense model"]
     if study.family.calibrates:
         found.append("gathering layer statistics")
+    if study.compensation is not None:
+        found.append(f"preparing the compensation {study.compensation.label}")
     found += [f"the warm start {start.label}" for start in study.warm_starts]
     found += [f"the {section}" for section in study.fitnesses if section != "fitness"]
     return found + (["writing the model"] if study.settings.export else [])

@@ -1,6 +1,7 @@
 """Contract tests and tiny models, for plugin authors and for the library itself."""
 
 from tailorlib.testing.contracts import (
+    check_compensation,
     check_fitness,
     check_merge_operation,
     check_optimizer,
@@ -10,6 +11,7 @@ from tailorlib.testing.contracts import (
 )
 
 __all__ = [
+    "check_compensation",
     "check_fitness",
     "check_merge_operation",
     "check_optimizer",

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tailorlib.compensation import Compensation, CompensationContext
 from tailorlib.distributions import Params
 from tailorlib.fitness import Fitness, Measurement
 from tailorlib.operation import MergeOperation, Statistic
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tailorlib.evaluation.engine import Engine
+    from tailorlib.models.family import ModelFamily
 
 LAYOUT = FamilyLayout(("a", "b", "c"), 6, ("full_attention",) * 6)
 """A small family layout for checks of spaces and optimizers."""
@@ -300,6 +302,43 @@ def check_scheduler(
         assert least <= rung <= samples, f"{name} scores on {least} to {samples} samples, got {rung}."
         known[number] = rung
     assert samples in known.values(), f"{name} scores nobody on all samples in {trials} trials."
+
+
+def check_compensation(compensation: Compensation, family: ModelFamily) -> None:
+    """Check a compensation: what it completes stays what it was, the same each time, and can be built.
+
+    Args:
+        compensation: The compensation; it is prepared here.
+        family: A loaded family.
+    """
+    name, layout = type(compensation).__name__, family.layout
+    device = family.device or torch.device("cpu")
+    context = CompensationContext(family, device, layout.num_layers, lambda tailoring: 0.5)
+    compensation.check()
+    compensation.check_family(family)
+    with global_randomness_unchanged(name):
+        compensation.prepare(context)
+        for tailoring in _cuts(layout):
+            before = tailoring.digest
+            completed = compensation.complete(tailoring)
+            assert tailoring.digest == before, f"{name} leaves what it is given as it is."
+            assert completed == compensation.complete(tailoring), f"{name} completes equal plans alike."
+            pairs = list(zip(completed.layers, tailoring.layers, strict=True))
+            assert all(
+                (c.sources, c.operation, c.params) == (t.sources, t.operation, t.params) for c, t in pairs
+            ), f"{name} adds to layers, and takes none away nor makes them of others."
+            assert completed.parts == tailoring.parts, f"{name} leaves embeddings, norm and head as they are."
+            family.stitch(completed)
+    assert json.dumps(dict(compensation.facts())), f"{name} tells plain data."
+
+
+def _cuts(layout: FamilyLayout) -> Iterator[Tailoring]:
+    """Yield tailorings with gaps of several lengths and at both ends, and one of all layers."""
+    number = layout.num_layers
+    model = layout.models[-1]
+    for removed in ((), (1,), (0,), (number - 1,), range(1, number - 1)):
+        if len(removed) < number:
+            yield Tailoring.whole(model, number, without=removed)
 
 
 def _schedule(scheduler: Scheduler, samples: int, least: int, trials: int) -> list[tuple[int, int]]:

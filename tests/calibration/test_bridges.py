@@ -10,14 +10,16 @@ import pytest
 import torch
 from calibration_cases import CUT, rows_of, streams
 from model_cases import CASES, CPU, LAYERS, logits, plan
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tailorlib import LayerPlan, Tailoring
-from tailorlib.calibration.gather import BridgeTable, Job, bridge_table
+from tailorlib.calibration.gather import BridgeTable, Job, bridge_table, footprint
 from tailorlib.calibration.taps import tap_of
 from tailorlib.exceptions import ModelError
 from tailorlib.export import export_model
+from tailorlib.models.cache import cache_root
 from tailorlib.models.family import ModelFamily
 from tailorlib.models.terms import keep_terms
 
@@ -184,6 +186,16 @@ def test_a_name_says_all_that_decides_a_bridge(llama_family: ModelFamily, case_f
     ]
     assert len({first, *(each.name for each in changed)}) == 1 + len(changed)
     assert job(llama_family).name == first
+
+
+def test_the_plan_says_what_lies_on_disk_then(family: ModelFamily) -> None:
+    found = footprint(family, 1000, LAYERS)
+    table = bridge_table(job(family))
+    folder = cache_root() / "terms" / table.name
+    weights = {s for taps in table.facts["taps"].values() for s in taps if s.endswith("weight")}
+    stored = [load_file(file) for file in folder.glob("*.safetensors")]
+    assert found.disk_bytes == sum(t.nbytes for tensors in stored for n, t in tensors.items() if n in weights)
+    assert found.operations > 0 and found.memory_bytes > 0
 
 
 def test_a_teacher_has_all_layers(llama_family: ModelFamily) -> None:

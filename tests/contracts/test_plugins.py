@@ -5,22 +5,30 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 from tailorlib_strategies.operations import TIES, LayerRemoval, TaskArithmetic
 from tailorlib_strategies.optimizers import StructuredBayes
 from tailorlib_strategies.search_spaces import PruningSpace
+from tailorlib_strategies.texts import ArithmeticProblems
 
 from tailorlib import MergeOperation, Operation, Optimizer, SearchSpace
+from tailorlib.calibration.mixture import Calibration
+from tailorlib.compensation import COMPENSATIONS
+from tailorlib.models.family import ModelFamily
+from tailorlib.models.terms import keep_terms
 from tailorlib.operation import OPERATIONS
 from tailorlib.optimizer import OPTIMIZERS
 from tailorlib.scheduler import SCHEDULERS
 from tailorlib.search_space import SEARCH_SPACES
 from tailorlib.testing.contracts import (
     LAYOUT,
+    check_compensation,
     check_merge_operation,
     check_optimizer,
     check_scheduler,
     check_search_space,
 )
+from tailorlib.testing.tiny import write_tiny_family
 
 OPERATION_CLASSES = OPERATIONS.load_all()
 SETTINGS = {
@@ -41,6 +49,21 @@ def small_space() -> SearchSpace:
 @pytest.mark.parametrize("name", [n for n, c in OPERATION_CLASSES.items() if issubclass(c, MergeOperation)])
 def test_merge_operation_keeps_its_contract(name: str) -> None:
     check_merge_operation(OPERATION_CLASSES[name]())
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> ModelFamily:
+    folders = write_tiny_family(tmp_path_factory.mktemp("family"), num_layers=6)
+    found = ModelFamily(str(folders["base"]), {name: str(folders[name]) for name in "ab"}, dtype="float32")
+    found.load(torch.device("cpu"))
+    keep_terms(found, folders["base"].parent, cached=True)
+    return found
+
+
+@pytest.mark.parametrize("name", COMPENSATIONS.names())
+def test_compensation_keeps_its_contract(name: str, family: ModelFamily) -> None:
+    calibration = Calibration({"arithmetic": ArithmeticProblems()}, tokens=800, context_length=32)
+    check_compensation(COMPENSATIONS.get(name)(calibration=calibration), family)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("name", OPERATIONS.names())

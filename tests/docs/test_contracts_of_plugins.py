@@ -28,16 +28,18 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> ModelFamily:
 
 
 def test_plugins_keep_their_contracts(family: ModelFamily) -> None:
-    for name in ("median_merge", "tabu_search", "one_cut", "qualifying", "first_choice"):
+    for name in ("median_merge", "tabu_search", "one_cut", "qualifying", "first_choice", "louder_seams"):
         load_plugin(str(PLUGINS / f"{name}.py"))
     Median, TabuSearch = find_class("Median"), find_class("TabuSearch")
     OneCut, Qualifying, FirstChoice = map(find_class, ("OneCut", "Qualifying", "FirstChoice"))
+    LouderSeams = find_class("LouderSeams")
     model = family.stitch(Tailoring.whole("base", 2))
     engine = Engine(family.tokenizer, device=torch.device("cpu"), max_length=64, tokens_per_batch=256)
     sentences = ["The opposite of hot is cold.", "def add(a, b)", "Anna has 3 apples."]
 
     # --8<-- [start:example]
     from tailorlib.testing.contracts import (
+        check_compensation,
         check_fitness,
         check_merge_operation,
         check_optimizer,
@@ -56,4 +58,5 @@ def test_plugins_keep_their_contracts(family: ModelFamily) -> None:
     fitness = FirstChoice(sentences)
     fitness.setup(engine)
     check_fitness(fitness, model, engine)
+    check_compensation(LouderSeams(), family)
     # --8<-- [end:example]

@@ -33,6 +33,7 @@ from tailorlib import (
     WarmStartContext,
 )
 from tailorlib.cli import main
+from tailorlib.compensation import COMPENSATIONS
 from tailorlib.evaluation.engine import Engine
 from tailorlib.exceptions import RecipeError
 from tailorlib.fitness import FITNESS
@@ -100,6 +101,7 @@ SHOWN_ON = {
     "evenly": "write-other-plugins",
     "few_models": "write-other-plugins",
     "first_choice": "write-a-fitness",
+    "louder_seams": "write-other-plugins",
     "median_merge": "write-an-operation",
     "one_cut": "write-a-search-space",
     "qualifying": "write-other-plugins",
@@ -213,6 +215,15 @@ def test_few_models_counts_models() -> None:
     plans = [LayerPlan((LayerSource(name, i),)) for i, name in enumerate(("base", "a", "a", "base"))]
     candidate = Candidate(Tailoring(tuple(plans)), Measurement(0.0), cast(Any, None), cast(Any, None))
     assert OBJECTIVES.get("FewModels")().score(candidate) == 0.5
+
+
+def test_louder_seams_scales_what_stands_below_a_gap() -> None:
+    load("louder_seams")
+    compensation = COMPENSATIONS.get("LouderSeams")(gain=0.5)
+    layout = FamilyLayout((), 6, ("full_attention",) * 6)
+    compensation.prepare(cast(Any, SimpleNamespace(family=SimpleNamespace(layout=layout))))
+    completed = compensation.complete(Tailoring.whole("base", 6, without=[2, 3, 5]))
+    assert [plan.mlp_scale for plan in completed.layers] == [1.0, 2.0, 1.5]
 
 
 def test_evenly_spreads_what_goes() -> None:

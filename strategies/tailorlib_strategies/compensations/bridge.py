@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
+
 from tailorlib import Tailoring
-from tailorlib.calibration.gather import BridgeTable, Form, Job, bridge_table
+from tailorlib.calibration.gather import BridgeTable, Form, Job, bridge_table, footprint
 from tailorlib.calibration.mixture import Calibration
 from tailorlib.compensation import CompensationContext, seams
 from tailorlib.exceptions import PluginError
+from tailorlib.models.family import ModelFamily
+from tailorlib.models.precision import gemm_seconds
 from tailorlib_strategies.compensations.taught import AUTO, Taught
 
 
@@ -53,6 +57,17 @@ class Tabled(Taught):
             if table.has(seam.layer, seam.above):
                 layers[seam.plan] = replace(layers[seam.plan], terms=table.terms(seam.layer, seam.above))
         return replace(tailoring, layers=tuple(layers))
+
+    def costs(self, family: ModelFamily, longest: int) -> Sequence[str]:
+        """Return disk, memory and time of the table, from shapes and the device's rate of matrix products."""
+        found = footprint(family, self.calibration.tokens, longest)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        seconds = found.operations / (2 * 768**3) * gemm_seconds(torch.float32, device)
+        disk, memory = found.disk_bytes / 1e9, found.memory_bytes / 1e9
+        return (
+            f"{disk:.2f} GB in the cache, and {memory:.2f} GB of memory for a while",
+            f"about {max(1, round(seconds / 60))} min for {self.calibration.tokens:,} tokens, once",
+        )
 
     def facts(self) -> Mapping[str, Any]:
         """Return the teacher, the fitness of those that were compared, and the number of tokens."""
