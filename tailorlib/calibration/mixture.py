@@ -78,10 +78,12 @@ class CalibrationRows:
     Args:
         fit: Rows to fit on, of all domains.
         held: Rows that are held out, by domain.
+        documents: The documents that they are made of, as far as they are used.
     """
 
     fit: tuple[tuple[int, ...], ...]
     held: Mapping[str, tuple[tuple[int, ...], ...]]
+    documents: tuple[tuple[int, ...], ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -96,8 +98,7 @@ class CalibrationRows:
 
 def fingerprints(rows: CalibrationRows, tokenizer: Any) -> list[Fingerprint]:
     """Return what stands for a calibration text where shared data is looked for."""
-    every = [*rows.fit, *(row for held in rows.held.values() for row in held)]
-    return [text_fingerprint(tokenizer.decode(row[1:])) for row in every]
+    return [text_fingerprint(tokenizer.decode(document)) for document in rows.documents]
 
 
 def lay_out(calibration: Calibration, tokenizer: Any, longest: int | None) -> CalibrationRows:
@@ -115,28 +116,27 @@ def lay_out(calibration: Calibration, tokenizer: Any, longest: int | None) -> Ca
     total = math.fsum(shares.values())
     fit: list[tuple[int, ...]] = []
     held: dict[str, tuple[tuple[int, ...], ...]] = {}
+    used: list[tuple[int, ...]] = []
     for domain, source in calibration.sources.items():
         wanted = max(1, round(calibration.tokens * shares[domain] / total))
-        rows = _rows(
-            source, tokenizer, wanted, min(calibration.context_length, longest or 2**31), calibration.seed
-        )
+        most = min(calibration.context_length, longest or 2**31)
+        documents = _drawn(source.documents(), tokenizer, wanted, _ROWS_OF_ONE * most, calibration.seed)
+        rows = _rows(documents, prefix_token(tokenizer), wanted, most)
         if len(rows) < 2:
             raise DataError(
                 f"The calibration text {domain!r} has {sum(map(len, rows))} tokens: too few to fit on some and "
                 "hold out others. Give more text, or leave the domain out."
             )
-        length = len(rows[0])
-        most = max(1, _MOST_HELD // length)
-        number = min(max(1, round(len(rows) * calibration.held_out)), most, len(rows) - 1)
+        share = max(1, round(len(rows) * calibration.held_out))
+        number = min(share, max(1, _MOST_HELD // len(rows[0])), len(rows) - 1)
+        used += map(tuple, documents)
         fit += rows[:-number]
         held[domain] = tuple(rows[-number:])
-    return CalibrationRows(tuple(fit), held)
+    return CalibrationRows(tuple(fit), held, tuple(used))
 
 
-def _rows(source: TextSource, tokenizer: Any, tokens: int, longest: int, seed: int) -> list[tuple[int, ...]]:
-    """Return some tokens of a text in rows of one length, shorter ones where there is little text."""
-    prefix = prefix_token(tokenizer)
-    documents = _drawn(source.documents(), tokenizer, tokens, _ROWS_OF_ONE * longest, seed)
+def _rows(documents: Sequence[Sequence[int]], prefix: int, tokens: int, longest: int) -> list[tuple[int, ...]]:
+    """Return documents in rows of one length, shorter ones where there is little text."""
     there = min(tokens, sum(map(len, documents)))
     length = max(8, min(longest, there // _LEAST_ROWS))
     rows = calibration_rows(documents, prefix, tokens, length)

@@ -83,7 +83,7 @@ class Reference:
             row, pair = stop, pair + len(chunk.rows)
 
     @torch.inference_mode()
-    def compare(self, model: PreTrainedModel, samples: Sequence[int]) -> list[tuple[float, int, float]]:
+    def compare(self, model: PreTrainedModel, samples: Sequence[int]) -> list[tuple[float, int, float, float]]:
         """Compare a live model with the dense one.
 
         Args:
@@ -92,7 +92,9 @@ class Reference:
 
         Returns:
             For each sample, as sums over its positions: KL(dense || model) in nats, number of positions with the
-            same first choice, log-likelihood of the text in nats.
+            same first choice, log-likelihood of the text in nats, and acceptance ``sum_t min(p_t, q_t)``: the
+            probability that the dense model keeps a token that the model drew. Where few tokens are kept, all
+            others count as one, which bounds the acceptance from above.
 
         Raises:
             EvaluationError: If the model gives NaN, with the layer where it begins, or if memory runs out.
@@ -103,15 +105,16 @@ class Reference:
         found = self._texts.engine.run(
             model, compiled, lambda chunk: self._compare_all(model, compiled, ascending, chunk)
         )
-        of_pair = found.to("cpu", torch.float64)  # [pairs, 3]; one synchronisation per scoring
+        of_pair = found.to("cpu", torch.float64)  # [pairs, 4]; one synchronisation per scoring
         requests = torch.cat([batch.pair_request for batch in compiled.plan.batches])
-        sums = torch.zeros(len(ascending), 3, dtype=torch.float64).index_add_(0, requests, of_pair)
+        sums = torch.zeros(len(ascending), 4, dtype=torch.float64).index_add_(0, requests, of_pair)
         bad = sums[:, 2].isnan()
         if bad.any():
             first = bad.nonzero()[0]
             _tell_nan(model, next(b for b in compiled.plan.batches if (b.pair_request == first).any()))
         of_sample = {
-            i: (kl, round(same), text) for i, (kl, same, text) in zip(ascending, sums.tolist(), strict=True)
+            i: (kl, round(same), text, accepted)
+            for i, (kl, same, text, accepted) in zip(ascending, sums.tolist(), strict=True)
         }
         return [of_sample[i] for i in samples]
 
@@ -140,27 +143,38 @@ class Reference:
         return torch.cat(found)
 
     def _compare(self, chunk: Chunk, rows: Tensor) -> Tensor:
-        """Return what :meth:`compare` sums up, of each pair, float32 [pairs, 3]."""
+        """Return what :meth:`compare` sums up, of each pair, float32 [pairs, 4]."""
         of_position = torch.empty(len(chunk.logits), dtype=torch.long, device=rows.device)
         of_position[chunk.rows] = rows
         same = chunk.logits.argmax(dim=-1) == self._first[of_position]
         log_q = log_distribution(chunk.logits, self._workspace)
-        kl = self._divergence(log_q, of_position).clamp(min=0)  # it is never negative; rounding may be
-        columns = (kl[chunk.rows], same[chunk.rows], log_q[chunk.rows, chunk.targets])
+        kl, accepted = self._divergence(log_q, of_position)
+        kl = kl.clamp(min=0)  # it is never negative; rounding may be
+        columns = (
+            kl[chunk.rows],
+            same[chunk.rows],
+            log_q[chunk.rows, chunk.targets],
+            accepted.clamp(0, 1)[chunk.rows],
+        )
         return torch.stack([column.float() for column in columns], dim=-1)
 
-    def _divergence(self, log_q: Tensor, rows: Tensor) -> Tensor:
-        """Return KL(dense || model) at each position, float32 [positions], given [positions, vocabulary]."""
+    def _divergence(self, log_q: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return KL(dense || model) and the acceptance at each position, given [positions, vocabulary]."""
         workspace = self._workspace
         if self.top_k is None:
             logits = workspace.empty("reference", log_q.shape, self._logits.dtype, log_q.device)
             torch.index_select(self._logits, 0, rows, out=logits)
             log_p = log_distribution(logits, workspace, "reference distribution")
-            return _terms(log_p, log_q, workspace).sum(dim=-1)
+            accepted = _accepted(log_p, log_q, workspace)
+            return _terms(log_p, log_q, workspace).sum(dim=-1), accepted
         tokens = self._tokens[rows].long()
-        kept = _terms(self._values[rows], log_q.gather(-1, tokens), workspace).sum(dim=-1)
+        log_p, own = self._values[rows], log_q.gather(-1, tokens)
+        accepted = _accepted(log_p, own, workspace)
+        kept = _terms(log_p, own, workspace).sum(dim=-1)
         # one bucket for all other tokens: by the log-sum inequality no more than the sum of their own terms
-        return kept + _terms(self._rest[rows], _log_rest(log_q, tokens, workspace), workspace)
+        rest, own_rest = self._rest[rows], _log_rest(log_q, tokens, workspace)
+        accepted += torch.minimum(rest, own_rest).exp()
+        return kept + _terms(rest, own_rest, workspace), accepted
 
     def _places(self, compiled: CompiledRequests, ascending: Sequence[int]) -> Tensor:
         """Return the place in all texts of each pair, in the order of the batches, [pairs], on the CPU."""
@@ -172,6 +186,12 @@ class Reference:
         places = torch.empty_like(requests)
         places[order] = self._starts[torch.tensor(ascending)][requests[order]] + within
         return places
+
+
+def _accepted(log_p: Tensor, log_q: Tensor, workspace: Workspace) -> Tensor:
+    """Return ``sum min(p, q)`` over the last dimension."""
+    least = workspace.empty("probabilities", log_p.shape, log_p.dtype, log_p.device)
+    return torch.minimum(log_p, log_q, out=least).exp_().sum(dim=-1)
 
 
 def _terms(log_p: Tensor, log_q: Tensor, workspace: Workspace) -> Tensor:

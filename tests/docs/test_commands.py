@@ -96,7 +96,7 @@ def with_real_files(args: list[str], run: Path) -> list[str]:
             words[i + 1] = str(run)
         elif word == "--plugins" and not named.is_file():
             words[i + 1] = "docs/plugins/median_merge.py"
-    if words[0] in ("evaluate", "export") and len(words) > 1 and not words[1].startswith("-"):
+    if words[0] in ("evaluate", "compensate", "export") and len(words) > 1 and not words[1].startswith("-"):
         words[1] = str(run)
     return words
 

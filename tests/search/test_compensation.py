@@ -187,3 +187,43 @@ def test_what_takes_minutes_a_candidate_is_refused_in_a_search(
 def _flat(capsys: pytest.CaptureFixture[str]) -> str:
     shown = capsys.readouterr()
     return " ".join((shown.out + shown.err).split())
+
+
+def test_what_was_found_is_refitted_and_ships(
+    bridged: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bridged["study"]["export"] = False
+    assert main(["search", "--config", write(bridged)]) == 0
+    run, out = tmp_path / "run", tmp_path / "run" / "compensated"
+    capsys.readouterr()
+    assert main(["compensate", str(run), "--finalists", "2"]) == 0
+    shown = _flat(capsys)
+    numbers = re.findall(r"trial (\d+), Refit", shown)
+    assert len(set(numbers)) == 2
+    found = Tailoring.load(out / "tailoring.yaml")
+    kept = {str(p.relative_to(out / "terms"))[: -len(".safetensors")] for p in out.glob("terms/*/*.safetensors")}
+    assert kept == set(found.terms)
+    assert main(["export", str(out), "--output", str(tmp_path / "out"), "--verify", "true"]) == 0
+    assert main(["compensate", str(run)]) == 2
+    assert "overwrite" in _flat(capsys)
+
+
+def test_without_calibration_text_there_is_nothing_to_compensate_with(
+    recipe: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["study"] |= {"trials": 2, "export": False}
+    recipe["warm_starts"] = []
+    assert main(["search", "--config", write(recipe)]) == 0
+    capsys.readouterr()
+    assert main(["compensate", str(tmp_path / "run")]) == 2
+    assert "the recipe has none: give it a section 'compensation'" in _flat(capsys)
+
+
+def test_text_that_a_score_is_taken_of_is_told(
+    bridged: dict[str, Any], write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = bridged["compensation"]["init_args"]["calibration"]["sources"]
+    sources["one"]["init_args"]["path"] = str(tmp_path / "text.txt")
+    bridged["study"] |= {"trials": 1, "export": False}
+    assert main(["search", "--config", write(bridged)]) == 0
+    assert "compensation.calibration has" in _flat(capsys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tailorlib.evaluation.text import text_loss
@@ -26,8 +27,9 @@ class KLDivergence(TextFitness):
     """Scores a model by exp(-KL), where KL = mean KL(dense || model) of the next token over a text, in nats.
 
     The dense model is the family's base, which scores 1. Its predictions are computed once per process and kept on
-    the device. A sample is a window of the text. The metrics are ``kl``, ``top1_agreement`` (share of tokens where
-    both models have the same first choice), ``perplexity`` and ``nats_per_token``.
+    the device. A sample is a window of the text. The metrics are ``kl``, ``acceptance`` (see :class:`Acceptance`),
+    ``top1_agreement`` (share of tokens where both models have the same first choice), ``perplexity`` and
+    ``nats_per_token``.
 
     With ``top_k`` the dense model's most probable tokens count one by one and all others as one: by the log-sum
     inequality (Cover and Thomas, Elements of Information Theory, theorem 2.7.1) that is at most the full
@@ -54,11 +56,15 @@ class KLDivergence(TextFitness):
     ) -> None:
         super().__init__(text, context_length, max_tokens, seed)
         if top_k is not None and top_k < LEAST_TOP_K:
-            raise RecipeError(f"KLDivergence's top_k is at least {LEAST_TOP_K}, or null for all, got {top_k}.")
+            raise RecipeError(f"{self._name}'s top_k is at least {LEAST_TOP_K}, or null for all, got {top_k}.")
         if max_memory_mib < 1:
-            raise RecipeError(f"KLDivergence's max_memory_mib is at least 1, got {max_memory_mib}.")
+            raise RecipeError(f"{self._name}'s max_memory_mib is at least 1, got {max_memory_mib}.")
         self.top_k, self.max_memory_mib = top_k, max_memory_mib
         self._reference: Reference | None = None
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     @property
     def needs_dense(self) -> bool:
@@ -99,14 +105,14 @@ class KLDivergence(TextFitness):
             else f"Set top_k: {LEAST_TOP_K}, which takes {small:.0f} MiB, lower"
         )
         raise RecipeError(
-            f"KLDivergence keeps the dense model's predictions within max_memory_mib: {self.max_memory_mib}; at "
+            f"{self._name} keeps the dense model's predictions within max_memory_mib: {self.max_memory_mib}; at "
             f"{positions} positions and {kept} {vocabulary} tokens they take at least {wanted:.0f} MiB. {cure} "
             "max_tokens, or raise max_memory_mib."
         )
 
     def _score_samples(self, model: PreTrainedModel, samples: Sequence[int]) -> list[SampleResult]:
         if self._reference is None:
-            raise PluginError("KLDivergence compares with the dense model: call observe_dense(model) first.")
+            raise PluginError(f"{self._name} compares with the dense model: call observe_dense(model) first.")
         return [list(found) for found in self._reference.compare(model, samples)]
 
     def _summarise(self, results: Sequence[SampleResult]) -> Measurement:
@@ -116,8 +122,24 @@ class KLDivergence(TextFitness):
         loss = text_loss(seen, [found[2] for found in results])
         metrics = {
             "kl": kl,
+            "acceptance": math.fsum(found[3] for found in results) / tokens,
             "top1_agreement": sum(found[1] for found in results) / tokens,
             "perplexity": loss.perplexity,
             "nats_per_token": loss.nats_per_token,
         }
         return Measurement(score=math.exp(-kl), metrics=metrics)
+
+
+class Acceptance(KLDivergence):
+    """Scores a model by how much of what it would write the dense model would write, too: the mean acceptance.
+
+    At each position of a text that is ``sum_t min(p_t, q_t)`` with the dense model's probabilities p and the
+    model's q: 1 minus their total variation distance, and the probability that speculative sampling keeps a token
+    that the model drew (arXiv 2211.17192, eq. 2). It is in [0, 1], so single tokens that a model finds all but
+    impossible don't outweigh all others, as they can in a divergence. Texts, settings and metrics are those of
+    :class:`KLDivergence`; with ``top_k`` it is an upper bound.
+    """
+
+    def _summarise(self, results: Sequence[SampleResult]) -> Measurement:
+        found = super()._summarise(results)
+        return replace(found, score=found.metrics["acceptance"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tailorlib_strategies.fitness import KLDivergence, Perplexity
+from tailorlib_strategies.fitness import Acceptance, KLDivergence, Perplexity
 from torch.nn.functional import kl_div
 
 from tailorlib import TextSource
@@ -49,16 +49,18 @@ def observed(dense: Any, engine: Engine, **settings: Any) -> KLDivergence:
 @torch.no_grad()
 def by_hand(dense: Any, candidate: Any, fitness: KLDivergence) -> dict[str, float]:
     """Run each window alone through both models, as a whole."""
-    kl, same, text, tokens = 0.0, 0, 0.0, 0
+    kl, same, text, accepted, tokens = 0.0, 0, 0.0, 0.0, 0
     for window in fitness._windows:
         ids = torch.tensor([window.request.context + window.request.continuation])
         p, q = (m(ids[:, :-1]).logits[0].double().log_softmax(-1) for m in (dense, candidate))
         kl += kl_div(q, p, log_target=True, reduction="sum").item()
         same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        accepted += torch.minimum(p.exp(), q.exp()).sum().item()
         text -= q.gather(1, ids[0, 1:, None]).sum().item()
         tokens += len(q)
     return {
         "kl": kl / tokens,
+        "acceptance": accepted / tokens,
         "top1_agreement": same / tokens,
         "nats_per_token": text / tokens,
         "perplexity": math.exp(text / tokens),
@@ -104,7 +106,7 @@ def test_most_probable_tokens_give_a_bound_that_grows_to_all(live: tuple[Any, En
 
     def per_window(top_k: int | None) -> list[float]:
         reference = Reference(dense, fitness._requests, top_k)
-        return [kl for kl, _, _ in reference.compare(candidate, samples)]
+        return [kl for kl, *_ in reference.compare(candidate, samples)]
 
     full = per_window(None)
     assert per_window(vocabulary) == pytest.approx(full, abs=1e-5)
@@ -120,18 +122,36 @@ def test_most_probable_tokens_give_a_bound_that_grows_to_all(live: tuple[Any, En
 def test_top_k_is_the_sum_over_tokens_and_a_bucket(live: tuple[Any, Engine], candidate: Any) -> None:
     dense, engine = live
     fitness = observed(dense, engine)
-    found = Reference(dense, fitness._requests, 5).compare(candidate, [1])[0][0]
+    found, *_, accepted = Reference(dense, fitness._requests, 5).compare(candidate, [1])[0]
     request = fitness._windows[1].request
     ids = torch.tensor([request.context + request.continuation])
     with torch.no_grad():
         p, q = (m(ids[:, :-1]).logits[0].double().softmax(-1) for m in (dense, candidate))
-    expected = 0.0
+    expected = taken = 0.0
     for at, of in zip(p, q, strict=True):
         best = at.argsort(descending=True)[:5].tolist()
         pairs = [(at[i].item(), of[i].item()) for i in best]
         pairs.append((1 - sum(a for a, _ in pairs), 1 - sum(b for _, b in pairs)))
         expected += sum(a * math.log(a / b) for a, b in pairs)
+        taken += sum(min(a, b) for a, b in pairs)
     assert found == pytest.approx(expected, abs=1e-5)
+    assert accepted == pytest.approx(taken, abs=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 512])
+def test_acceptance_is_what_both_distributions_share(
+    live: tuple[Any, Engine], candidate: Any, top_k: int | None
+) -> None:
+    dense, engine = live
+    fitness = Acceptance(Given(), **SHAPE, top_k=top_k)
+    fitness.setup(engine)
+    fitness.observe_dense(dense)
+    found = fitness.evaluate(candidate)
+    expected = by_hand(dense, candidate, fitness)["acceptance"]
+    assert found.score == found.metrics["acceptance"] == pytest.approx(expected, abs=1e-5)
+    assert 0.3 < found.score < 0.99
+    assert fitness.evaluate(dense).score == pytest.approx(1, abs=1e-5)
+    check_fitness(fitness, candidate, engine)
 
 
 def test_half_precision_loses_nothing_of_the_reference(live: tuple[Any, Engine], candidate: Any) -> None:
@@ -156,7 +176,7 @@ def test_some_windows_give_what_they_give_among_all(live: tuple[Any, Engine], ca
     fitness = observed(dense, engine)
     whole = fitness.score_samples(candidate, range(fitness.num_samples))
     some = [3, 0, 2]
-    for (kl, same, text), i in zip(fitness.score_samples(candidate, some), some, strict=True):
+    for (kl, same, text, _), i in zip(fitness.score_samples(candidate, some), some, strict=True):
         assert kl == pytest.approx(whole[i][0], rel=1e-5)
         assert (same, text) == (whole[i][1], pytest.approx(whole[i][2], rel=1e-5))
     assert fitness.score_samples(candidate, []) == []
