@@ -156,7 +156,7 @@ def test_a_damaged_term_is_not_shipped(
         ({"calibration": {"sources": {}}}, "calibration.sources names one text or more by its domain, got none."),
         ({"calibration": {"tokens": 0}}, "calibration.tokens is at least 1, got 0."),
         ({"calibration": {"held_out": 0.9}}, "held_out is more than 0 and at most 0.5, got 0.9."),
-        ({"calibration": {"shares": {"one": 1.0, "tow": 1.0}}}, "calibration.shares are of its sources"),
+        ({"calibration": {"shares": {"one": 1.0, "tow": 1.0}}}, "calibration.shares are of its domains"),
         ({"calibration": {"tokens": 4}}, "too few to fit on some and hold out others"),
     ],
 )

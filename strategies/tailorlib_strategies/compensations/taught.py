@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from tailorlib import Tailoring
 from tailorlib.calibration.mixture import Calibration, CalibrationRows, fingerprints, lay_out
+from tailorlib.calibration.written import written_rows
 from tailorlib.compensation import Compensation, CompensationContext
 from tailorlib.evaluation.overlap import Fingerprint
+from tailorlib.exceptions import RecipeError, did_you_mean, shown
 from tailorlib.models.family import ModelFamily
 from tailorlib_strategies.compensations.teachers import AUTO, check_teacher, choose_teacher
 
@@ -62,8 +65,11 @@ class Taught(Compensation):
     def check_family(self, family: ModelFamily) -> None:
         """Find out whether the family has the teacher, and lay the text out in its tokens."""
         check_teacher(self.teacher, family)
-        longest = getattr(family.config, "max_position_embeddings", None)
-        self._rows = lay_out(self._calibration, family.tokenizer, longest)
+        for name in self._calibration.written_by:
+            if name not in family.layout.models:
+                hint = did_you_mean(name, family.layout.models)
+                raise RecipeError(f"calibration.written_by names models of the family, got {shown(name)}.{hint}")
+        self._rows = lay_out(self._calibration, family.tokenizer, _longest(family))
         self._fingerprints = fingerprints(self._rows, family.tokenizer)
 
     @property
@@ -83,6 +89,9 @@ class Taught(Compensation):
             self.check_family(family)
         rows = self._rows
         assert rows is not None
+        if self._calibration.written_by:
+            write = partial(_written, family, context.seed)
+            rows = lay_out(self._calibration, family.tokenizer, _longest(family), write)
         self._facts = {"teacher": name, "teachers": scores, "tokens": rows.tokens}
         # on a CPU sums and models are in float32, whatever a search computes in: every data type bridges alike
         dtype = torch.float32 if context.device.type == "cpu" else family.compute_dtype
@@ -95,3 +104,12 @@ class Taught(Compensation):
     def facts(self) -> Mapping[str, Any]:
         """Return the teacher, the fitness of those that were compared, and the number of tokens."""
         return self._facts
+
+
+def _longest(family: ModelFamily) -> int | None:
+    longest: int | None = getattr(family.config, "max_position_embeddings", None)
+    return longest
+
+
+def _written(family: ModelFamily, seed: int, model: str, tokens: int, length: int) -> list[tuple[int, ...]]:
+    return written_rows(family, model, tokens, length, seed)
