@@ -210,6 +210,8 @@ def test_a_recipe_runs_on_a_stand_in_family(
         text["max_tokens"] = 128
     for questions in fitnesses(recipe):
         questions["limit"] = 12
+    if "compensation" in recipe:
+        recipe["compensation"]["init_args"]["calibration"] |= {"tokens": 1500, "context_length": 64}
     recipe["study"] |= {"directory": str(tmp_path / "run"), "trials": TRIALS}
     one = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
     recipe["trainer"] = {**recipe.get("trainer", {}), **one}
@@ -217,7 +219,7 @@ def test_a_recipe_runs_on_a_stand_in_family(
     monkeypatch.chdir(ROOT)  # where a recipe's own relative paths start
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     assert main(["search", "--config", str(tmp_path / "recipe.yaml")]) == 0
-    assert "will flatter the search" not in capsys.readouterr().out  # search and report share data
+    assert "will flatter" not in capsys.readouterr().out  # search, calibration and report share data
     trials = read_trials(tmp_path / "run")[1]
     assert {t.state for t in trials} == {"complete"}
     assert sum(t.costs["samples"] for t in trials) >= TRIALS * max(t.samples for t in trials)
