@@ -11,7 +11,7 @@ mended on the way. Unlike a bridge, a correction belongs to one candidate. It ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -165,6 +165,16 @@ def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _output_of(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
+    """Note what a module gives."""
+    handle = module.register_forward_hook(lambda _, __, output: found.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class Refitting:
     """Corrects the layers of one candidate.
 
@@ -183,8 +193,6 @@ class Refitting:
             for ids in [torch.tensor(batch, device=job.device)]
         ]
         self.architecture = family.architecture
-        self.left: dict[str, Mapping[str, float]] = {}
-        """Share of the squared error that is left on held-out text, by corrected tensor."""
 
     def _runner(self, tailoring: Tailoring) -> Runner:
         job = self.job
@@ -223,69 +231,52 @@ class Refitting:
 
     def _layer(self, i: int, depth: int, above: int) -> dict[str, Tensor]:
         """Correct one layer, and lead the teacher to the next kept depth."""
-        job, module = self.job, self.own.layers[i]
-        due = job.everything or above > depth + 1
+        module, config = self.own.layers[i], self.own.model.config
+        due = self.job.everything or above > depth + 1
         tensors: dict[str, Tensor] = {}
-        if due and job.attention:
-            tap = tap_of(self.architecture, module, self.own.model.config, self.architecture.attention_out)
-            middle = self._middle(depth, tap)
-            tensors |= self._correct(i, tap, middle, self._own_middle(i, tap))
-        self._lead(depth, above)
+        if due and self.job.attention:
+            tap = tap_of(self.architecture, module, config, self.architecture.attention_out)
+            tensors |= self._correct(i, tap, self._middle(depth, tap), attention=True)
+        else:
+            self._lead(depth, depth + 1)
+        self._lead(depth + 1, above)
         if due:
-            tap = tap_of(self.architecture, module, self.own.model.config)
             goals = [batch.teacher for batch in self.batches]
-            outputs = [self.own.run(i, batch.ids, batch.own) for batch in self.batches]
-            tensors |= self._correct(i, tap, goals, outputs)
+            tap = tap_of(self.architecture, module, config)
+            tensors |= self._correct(i, tap, goals, attention=False)
         return tensors
 
     def _middle(self, depth: int, tap: Tap) -> list[Tensor]:
-        """Return the teacher's stream behind the attention of a layer."""
-        module = self.teacher.layers[depth]
-        return [b.teacher + self._share(self.teacher, depth, module, tap, b, b.teacher) for b in self.batches]
+        """Run one layer of the teacher, and return its stream behind the attention."""
+        found = []
+        for batch in self.batches:
+            shares: list[Tensor] = []
+            with _output_of(self.teacher.layers[depth].get_submodule(tap.module), shares):
+                output = self.teacher.run(depth, batch.ids, batch.teacher)
+            found.append(batch.teacher + shares[0].view_as(output) * tap.factor)
+            batch.teacher = output
+        return found
 
-    def _own_middle(self, i: int, tap: Tap) -> list[Tensor]:
-        """Return the same of the candidate."""
-        module = self.own.layers[i]
-        return [b.own + self._share(self.own, i, module, tap, b, b.own) for b in self.batches]
-
-    def _share(self, runner: Runner, i: int, module: nn.Module, tap: Tap, batch: _Batch, states: Tensor) -> Tensor:
-        """Return what the branch of a tap adds to the stream."""
-        found: list[Tensor] = []
-        branch = module.get_submodule(tap.module)
-        handle = branch.register_forward_hook(lambda _, __, output: found.append(output))
-        try:
-            runner.run(i, batch.ids, states)
-        finally:
-            handle.remove()
-        return found[0].view_as(states) * tap.factor
-
-    def _correct(self, i: int, tap: Tap, goals: Sequence[Tensor], reached: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _correct(self, i: int, tap: Tap, goals: Sequence[Tensor], *, attention: bool) -> dict[str, Tensor]:
         """Correct one tensor of a layer, in place, and return what was added to it as files have it."""
-        solution = self._solution(i, tap, goals, reached)
+        solution = self._solution(i, tap, goals, attention)
         name = self.job.family.architecture.layer_prefix(self.depths[i]) + tap.weight.replace("*", "0")
         stored = as_stored(solution.delta, tap, self.job.family.checkpoints[BASE].dtype(name))
         module = self.own.layers[i].get_submodule(tap.module)
-        self.left[f"{i}.{tap.weight}"] = solution.left
         for suffix, delta in stored.items():
             parameter = module.down_proj if tap.kind == "experts" else getattr(module, suffix.rpartition(".")[2])
             assert isinstance(parameter, Tensor)
             parameter.data += delta.to(parameter.device, parameter.dtype)  # of all experts alike
         return stored
 
-    def _solution(self, i: int, tap: Tap, goals: Sequence[Tensor], reached: Sequence[Tensor]) -> Solution:
-        """Return the regression of what is lacking on what a tap reads."""
-        module = self.own.layers[i]
+    def _solution(self, i: int, tap: Tap, goals: Sequence[Tensor], attention: bool) -> Solution:
+        """Return the regression of what is lacking, behind the attention or the layer, on what a tap reads."""
         gram: Tensor | None = None
         cross: Tensor | None = None
         held: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for batch, goal, got in zip(self.batches, goals, reached, strict=True):
-            read: list[Tensor] = []
-            handle = listen(tap, module, self.architecture, read.append)
-            try:
-                self.own.run(i, batch.ids, batch.own)
-            finally:
-                handle.remove()
-            z, y = self._weighted(read[0], goal, got)
+        for batch, goal in zip(self.batches, goals, strict=True):
+            read, got = self._read(i, tap, batch, attention)
+            z, y = self._weighted(read, goal, got)
             if batch.domain is not None:
                 held.setdefault(batch.domain, []).append((z, y))
                 continue
@@ -297,6 +288,19 @@ class Refitting:
         inputs = {domain: torch.cat([z for z, _ in pairs]) for domain, pairs in held.items()}
         targets = {domain: torch.cat([y for _, y in pairs]) for domain, pairs in held.items()}
         return Ridge(gram, inputs, f"layer {i}", self.job.ridges).solve({0: cross}, {0: targets})[0]
+
+    def _read(self, i: int, tap: Tap, batch: _Batch, attention: bool) -> tuple[Tensor, Tensor]:
+        """Run one layer of the candidate; return what a tap reads, and the stream behind attention or layer."""
+        module = self.own.layers[i]
+        read: list[Tensor] = []
+        shares: list[Tensor] = []
+        handle = listen(tap, module, self.architecture, read.append)
+        try:
+            with _output_of(module.get_submodule(tap.module), shares):
+                output = self.own.run(i, batch.ids, batch.own)
+        finally:
+            handle.remove()
+        return read[0], batch.own + shares[0].view_as(output) * tap.factor if attention else output
 
     @staticmethod
     def _weighted(read: Tensor, goal: Tensor, got: Tensor) -> tuple[Tensor, Tensor]:

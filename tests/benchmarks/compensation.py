@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
-from compensation_lab import SHARES, Lab
+import yaml
+from compensation_lab import QUESTIONS, SHARES, TEXTS, Lab
 from tailorlib_strategies.compensations import Bridge, MagnitudeScale, OutputMap, Refit
 from tailorlib_strategies.compensations.teachers import teachers
 from tailorlib_strategies.operations import LayerRemoval, TaskArithmetic
@@ -36,13 +38,16 @@ from tailorlib_strategies.warm_starts.removals import merge_by_scale, merged, re
 from tailorlib import Tailoring, WarmStart
 from tailorlib.calibration.bridges import RIDGES
 from tailorlib.calibration.gather import Job, bridge_table
-from tailorlib.calibration.mixture import Calibration, lay_out
+from tailorlib.calibration.mixture import Calibration, CalibrationRows, lay_out
+from tailorlib.calibration.written import written_rows
+from tailorlib.cli import main as tailor
 from tailorlib.compensation import Compensation, CompensationContext, seams
-from tailorlib.models.terms import keep_terms
+from tailorlib.journal import Journal
+from tailorlib.models.terms import TermFiles, keep_terms
 from tailorlib.warm_start import WarmStartContext
 
 SCALE = 0.35
-SECTIONS = ("methods", "criteria", "tokens", "domains", "teachers", "ridges")
+SECTIONS = ("methods", "criteria", "tokens", "domains", "teachers", "ridges", "written", "searches")
 
 
 class Comparison:
@@ -100,6 +105,12 @@ class Comparison:
             layers[seam.plan] = replace(layers[seam.plan], terms=table.terms(seam.layer, seam.above))
         return replace(tailoring, layers=tuple(layers))
 
+    def _rows(self, calibration: Calibration) -> CalibrationRows:
+        def write(model: str, tokens: int, length: int) -> list[tuple[int, ...]]:
+            return written_rows(self.lab.family, model, tokens, length, 0)
+
+        return lay_out(calibration, self.lab.family.tokenizer, None, write)
+
     def with_method(self, method: str, tailoring: Tailoring) -> Tailoring:
         """Return a tailoring compensated by a method."""
         calibration = self.calibration()
@@ -138,15 +149,17 @@ class Comparison:
 
     def row(self, name: str, tailoring: Tailoring) -> str:
         """Measure a tailoring and return its row."""
-        start = time.perf_counter()
         found = self.lab.summary(tailoring, self.dense)
         cells = [f"{found['nats']:.3f}", f"{found['text']:.1f}"]
         if "plain" in found:
             cells += [f"{found['plain']:.1f}", f"{found['above']:.1f}"]
         one = self.lab.measure(tailoring)
         cells += [f"{one[name]:.3f}" for name in ("encyclopedia", "code", "maths")]
-        del start
         return f"| {name} | {' | '.join(cells)} |"
+
+    def print_row(self, name: str, tailoring: Tailoring) -> None:
+        """Measure a tailoring and print its row."""
+        print(self.row(name, tailoring), flush=True)
 
     def head(self, title: str) -> None:
         """Print a section's title and the head of its table."""
@@ -157,36 +170,52 @@ class Comparison:
 
     def run(self, section: str) -> None:
         """Print the table of a section."""
-        print_row = lambda name, tailoring: print(self.row(name, tailoring), flush=True)  # noqa: E731
         args = self.args
         removed = next(iter(self.removals(args.removed)))[1] if args.layers is None else tuple(args.layers)
         cut = self.cut(removed)
         self.head(f"{section}, without {', '.join(map(str, removed))}" if section != "criteria" else section)
-        print_row("dense base", self.dense)
-        print_row("teacher", self.teacher)
+        self.print_row("dense base", self.dense)
+        self.print_row("teacher", self.teacher)
         if section == "methods":
             for method in args.methods:
-                print_row(method, self.with_method(method, cut))
+                self.print_row(method, self.with_method(method, cut))
         elif section == "criteria":
             for name, gone in self.removals(args.removed):
                 for method in args.methods:
-                    print_row(f"{name} ({_listed(gone)}), {method}", self.with_method(method, self.cut(gone)))
+                    self.print_row(f"{name} ({_listed(gone)}), {method}", self.with_method(method, self.cut(gone)))
         elif section == "tokens":
             for tokens in args.tokens:
-                print_row(f"{tokens:,} tokens", self.bridged(cut, self.calibration(tokens)))
+                self.print_row(f"{tokens:,} tokens", self.bridged(cut, self.calibration(tokens)))
         elif section == "domains":
-            print_row("all domains", self.bridged(cut, self.calibration()))
+            self.print_row("all domains", self.bridged(cut, self.calibration()))
             for name in SHARES:
                 others = [other for other in SHARES if other != name]
-                print_row(f"without {name}", self.bridged(cut, self.calibration(domains=others)))
-            print_row("web alone", self.bridged(cut, self.calibration(domains=["web"])))
+                self.print_row(f"without {name}", self.bridged(cut, self.calibration(domains=others)))
+            self.print_row("web alone", self.bridged(cut, self.calibration(domains=["web"])))
         elif section == "teachers":
             for name, teacher in teachers(self.lab.family, 0):
-                print_row(name, self.bridged(cut, self.calibration(), teacher))
+                self.print_row(name, self.bridged(cut, self.calibration(), teacher))
+        elif section == "written":
+            names = self.lab.family.layout.models
+            self_written = Calibration(written_by=list(names), tokens=args.calibration)
+            by_base = Calibration(written_by=["base"], tokens=args.calibration)
+            self.print_row("real text", self.bridged(cut, self.calibration()))
+            self.print_row("written by base and variants", self.bridged(cut, self_written))
+            self.print_row("written by the base", self.bridged(cut, by_base))
+        elif section == "searches":
+            for seed in args.seeds:
+                for bridged in (True, False):
+                    found, seconds = self.searched(seed, bridged=bridged)
+                    name = f"seed {seed}, {'bridged' if bridged else 'not bridged'}"
+                    self.print_row(f"{name}, {seconds:.1f} s a trial", found)
+                    if args.refit:
+                        self.print_row(
+                            f"{name}, refitted at the end", self.with_method("all refitted", found.bare)
+                        )
         elif section == "ridges":
             for ridge in RIDGES:
-                print_row(f"lambda {ridge:g}", self._ridged(cut, ridge))
-            print_row("lambda by held-out text", self.bridged(cut, self.calibration()))
+                self.print_row(f"lambda {ridge:g}", self._ridged(cut, ridge))
+            self.print_row("lambda by held-out text", self.bridged(cut, self.calibration()))
 
     def _ridged(self, tailoring: Tailoring, ridge: float) -> Tailoring:
         rows = lay_out(self.calibration(), self.lab.family.tokenizer, None)
@@ -195,6 +224,77 @@ class Comparison:
         for seam in seams(tailoring, self.number):
             layers[seam.plan] = replace(layers[seam.plan], terms=table.terms(seam.layer, seam.above))
         return replace(tailoring, layers=tuple(layers))
+
+    def searched(self, seed: int, *, bridged: bool) -> tuple[Tailoring, float]:
+        """Return what a search finds, from the command line, and the median seconds of a trial."""
+        record = self.args.record
+        run = record / f"search-{self.args.removed}-{seed}-{'bridged' if bridged else 'plain'}"
+        recipe = record / f"{run.name}.yaml"
+        recipe.write_text(yaml.safe_dump(self._recipe(run, seed, bridged)), encoding="utf-8")
+        arguments = ["--resume", str(run)] if (run / "journal.jsonl").exists() else ["--config", str(recipe)]
+        if tailor(["search", *arguments]) != 0:
+            raise SystemExit(f"The search in {run} failed.")
+        assert isinstance(self.lab.family.assembly.terms, TermFiles)
+        self.lab.family.assembly.terms.sources.append(run / "terms")
+        trials = Journal.read(run).trials
+        return Tailoring.load(run / "tailoring.yaml"), median(trial.seconds for trial in trials)
+
+    def _recipe(self, run: Path, seed: int, bridged: bool) -> dict[str, Any]:
+        args, record = self.args, self.args.record
+        texts = {}
+        for role, names in (("search", TEXTS), ("calibration", tuple(SHARES))):
+            for name in names:
+                file = record / f"{role}-{name}.jsonl"
+                lines = (json.dumps({"text": text}) + "\n" for text in self.lab.data.texts(name, role))
+                file.write_text("".join(lines), encoding="utf-8")
+                texts[role, name] = {"class_path": "JSONLines", "init_args": {"path": str(file.resolve())}}
+        parts: dict[str, Any] = {
+            name: {
+                "class_path": "Perplexity",
+                "init_args": {"text": texts["search", name], "context_length": 256, "max_tokens": 2048},
+            }
+            for name in TEXTS
+        }
+        tasks = [{"task": f"local_{name}", "samples": list(range(400, 432))} for name in QUESTIONS]
+        settings = {"tasks": tasks, "include_path": str((record / "tasks").resolve())}
+        parts["questions"] = {"class_path": "LMEval", "init_args": settings}
+        influence = {
+            "class_path": "BlockInfluence",
+            "init_args": {"text": texts["calibration", "web"], "merge_scales": [0.2, 0.35, 0.5]},
+        }
+        recipe: dict[str, Any] = {
+            "family": {
+                "class_path": "ModelFamily",
+                "init_args": {
+                    "base": args.base,
+                    "candidates": dict(pair.split("=", 1) for pair in args.candidates),
+                    "dtype": "float32",
+                },
+            },
+            "search_space": {
+                "class_path": "PruningSpace",
+                "init_args": {
+                    "removal": {"class_path": "LayerRemoval", "init_args": {"count": args.removed}},
+                    "merges": [{"class_path": "TaskArithmetic", "init_args": {"scale": [0.0, 1.0]}}],
+                },
+            },
+            "optimizer": "StructuredBayes",
+            "fitness": {"class_path": "WeightedMean", "init_args": {"parts": parts}},
+            "warm_starts": [
+                influence,
+                {**influence, "class_path": "GapDistance"},
+            ],
+            "study": {"directory": str(run), "trials": args.trials, "seed": seed, "export": False},
+            "trainer": {"accelerator": "cpu"},
+        }
+        if bridged:
+            sources = {name: texts["calibration", name] for name in SHARES}
+            calibration = {"sources": sources, "shares": SHARES, "tokens": args.calibration}
+            recipe["compensation"] = {
+                "class_path": "Bridge",
+                "init_args": {"calibration": calibration, "teacher": "merge"},
+            }
+        return recipe
 
 
 def _listed(layers: Sequence[int]) -> str:
@@ -228,6 +328,9 @@ def main() -> None:
         nargs="+",
         default=["nothing", "magnitude", "output map", "bridge", "seams refitted, attention too", "all refitted"],
     )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the searches")
+    parser.add_argument("--trials", type=int, default=30, help="of a search")
+    parser.add_argument("--refit", action="store_true", help="what searches find, too")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
