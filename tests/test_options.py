@@ -63,7 +63,7 @@ def test_all_misspelt_options_are_named_and_values_are_none() -> None:
         "--trainer.devices=1",
     ]
     assert len(option_faults("search", [*args, "--fitness.init_args.x", "1", "--plugins+=a.py"])) == 2
-    assert VERBS[:3] == STUDY_VERBS
+    assert VERBS[:4] == STUDY_VERBS
 
 
 def test_an_option_without_its_value_is_named() -> None:

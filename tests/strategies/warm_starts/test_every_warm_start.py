@@ -15,7 +15,7 @@ from tailorlib.exceptions import DataError, RecipeError
 from tailorlib.testing.contracts import global_randomness_unchanged
 from tailorlib.warm_start import WARM_STARTS
 
-CALIBRATED = ["AngularDistance", "BlockInfluence", "LaCo", "LeaveOneOut", "TaylorImportance"]
+CALIBRATED = ["AngularDistance", "BlockInfluence", "GapDistance", "LaCo", "LeaveOneOut", "TaylorImportance"]
 SETTINGS: dict[str, dict[str, Any]] = {name: {"text": Given()} for name in CALIBRATED} | {
     "DesignedStart": {"removals": [BlockInfluence(Given())]},
     "FullDepthMerge": {"params": {"scale": 0.5}},
