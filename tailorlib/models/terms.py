@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -112,16 +112,29 @@ class TermFiles:
         Raises:
             ModelError: If there is no such term, or its file is damaged.
         """
+        with self._opened(name) as opened:
+            found = suffix if suffix in opened.keys() else any_number(suffix)  # noqa: SIM118 (no mapping)
+            tensor: Tensor = opened.get_tensor(found)
+            return tensor
+
+    def check(self, name: str) -> None:
+        """Find out whether a term is there, whole.
+
+        Raises:
+            ModelError: If not.
+        """
+        with self._opened(name):
+            pass
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Any]:
         file = self.keep(name)
         try:
             with safe_open(file, "pt") as opened:
                 if name not in self._sound:
                     _check(opened, name)
                     self._sound.add(name)
-                known = set(opened.keys())
-                found = suffix if suffix in known else any_number(suffix)
-                tensor: Tensor = opened.get_tensor(found)
-                return tensor
+                yield opened
         except (SafetensorError, OSError, ValueError) as error:
             raise ModelError(
                 f"The term {name!r} can't be read from {str(file)!r}: {error}. Remove the file, and resume the "
@@ -179,9 +192,9 @@ def _link(stored: Path, file: Path) -> None:
         raise ModelError(f"The term {file.name!r} can't be kept in {str(file.parent)!r}: {error}.") from error
 
 
-def _check(opened: object, name: str) -> None:
-    metadata = opened.metadata() or {}  # type: ignore[attr-defined]
-    tensors = {key: opened.get_tensor(key) for key in sorted(opened.keys())}  # type: ignore[attr-defined]
+def _check(opened: Any, name: str) -> None:
+    metadata = opened.metadata() or {}
+    tensors = {key: opened.get_tensor(key) for key in sorted(opened.keys())}
     if metadata.get("term") != name:
         raise ValueError(f"it holds the term {metadata.get('term')!r}")
     if metadata.get("sha256") != _checksum(tensors):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.text import Text
@@ -16,6 +16,7 @@ from tailorlib.report.names import clean, ranges
 from tailorlib.report.run import RECIPE
 from tailorlib.run_lock import holder
 from tailorlib.tailoring import Tailoring
+from tailorlib.trial import Trial
 
 MOST = 10
 """So many faults of a file are told one by one."""
@@ -38,10 +39,13 @@ def check(run: str, repair: bool = False) -> int:
     found = [check_journal(folder)]
     found += [check_lines(path) for pattern in BESIDE for path in sorted(folder.glob(pattern))]
     damaged = [checked for checked in found if checked.faults]
-    texts = _texts(folder)
+    terms = sorted({term for trial in _trials(found[0]) for term in trial.tailoring.terms})
+    texts = {**_texts(folder), **_term_faults(folder, terms)}
     at_work = holder(folder)
     for checked in found:
         _tell(checked)
+    if terms and not any(term in texts for term in terms):
+        say(Text.assemble(("✓ ", "green"), f"terms: {len(terms)} sound ones"))
     for name, fault in texts.items():
         say(Text.assemble(("✗ ", "red"), f"{name}: {clean(fault)}"))
     mended: list[Checked] = []
@@ -111,6 +115,25 @@ def _texts(folder: Path) -> dict[str, str]:
             faults[name] = str(error)
     if not (folder / RECIPE).exists():
         faults[RECIPE] = "It is missing: a study is resumed with --config RECIPE then."
+    return faults
+
+
+def _trials(checked: Checked) -> Sequence[Trial]:
+    return () if checked.journal is None else checked.journal.trials
+
+
+def _term_faults(folder: Path, terms: Sequence[str]) -> dict[str, str]:
+    """Return what is wrong with the terms that a run's candidates need, by name."""
+    if not terms:
+        return {}
+    from tailorlib.models.terms import FOLDER, TermFiles  # it takes torch
+
+    files, faults = TermFiles(folder / FOLDER), {}
+    for term in terms:
+        try:
+            files.check(term)
+        except TailorError as error:
+            faults[term] = str(error)
     return faults
 
 

@@ -138,11 +138,14 @@ def test_a_damaged_term_is_not_shipped(
     file = run / "terms" / f"{trial.tailoring.terms[0]}.safetensors"
     arguments = ["export", str(run), "--trial", str(trial.number), "--output", str(tmp_path / "out")]
     content = load_file(file)
-    capsys.readouterr()
+    assert main(["check", str(run)]) == 0
+    assert "sound ones" in _flat(capsys)
     file.unlink()  # it may be a link to the cache
     save_file({name: tensor + 1 for name, tensor in content.items()}, file)
     assert main(arguments) == 2
     assert "it holds the term None" in _flat(capsys)
+    assert main(["check", str(run)]) == 1
+    assert f"{trial.tailoring.terms[0]}: " in _flat(capsys)
     file.unlink()
     assert main(arguments) == 2
     assert "which is not in" in _flat(capsys)
