@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -230,3 +233,19 @@ def test_text_that_a_score_is_taken_of_is_told(
     bridged["study"] |= {"trials": 1, "export": False}
     assert main(["search", "--config", write(bridged)]) == 0
     assert "compensation.calibration has" in _flat(capsys)
+
+
+@pytest.mark.slow  # two processes that each load everything: 20 seconds
+def test_two_ranks_make_the_same_trials_as_one(bridged: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    bridged["study"] |= {"batch_size": 2, "export": False}
+    path = write(bridged)
+    for name, devices in (("one", "1"), ("two", "2")):
+        cache = {"TAILORLIB_CACHE": str(tmp_path / f"cache-{name}"), "OMP_NUM_THREADS": "1"}  # sums have one order
+        command = [sys.executable, "-m", "tailorlib.cli", "search", "--config", path]
+        options = ["--study.directory", str(tmp_path / name), "--trainer.devices", devices]
+        command += [*options, "--trainer.strategy", "candidates"]
+        subprocess.run(command, check=True, env={**os.environ, **cache}, timeout=300)
+    assert essence(tmp_path / "one") == essence(tmp_path / "two")
+    assert any(
+        trial["tailoring"]["layers"][i].get("terms") for trial in essence(tmp_path / "two") for i in range(4)
+    )
