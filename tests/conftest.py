@@ -117,6 +117,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-reference", action="store_true", help="write the tables of docs/reference/")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes longest begin first: else one process works on it when the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+
+
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_testnodedown(node: Any) -> None:
     """Take over what the tests of a worker found."""
