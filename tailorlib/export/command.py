@@ -122,7 +122,7 @@ def export_verb(
     if run is not None:
         used = used_models(chosen) & family.sources.keys()
         models = {name: model_contents(family.sources[name]) for name in used}
-        plugins = dict(filter(None, map(source_of, sorted(_foreign_modules(chosen)))))
+        plugins = dict(filter(None, map(source_of, sorted(foreign_modules(chosen)))))
         require_scored(Path(run), Contents(models, plugins=plugins), export=True)
     if format == "mergekit":
         _write_configuration(family, chosen, target, overwrite)
@@ -224,7 +224,7 @@ def require_scored(run: Path, now: Contents, *, export: bool = False) -> None:
         )
 
 
-def _foreign_modules(tailoring: Tailoring) -> set[str]:
+def foreign_modules(tailoring: Tailoring) -> set[str]:
     """Return the modules of plugins that the user named, and of the operations of a tailoring, less our own."""
     plans = [each for plan in tailoring.layers for each in (plan, *(part for _, part in plan.parts))]
     operations = {plan.operation for plan in plans} & set(OPERATIONS.names())

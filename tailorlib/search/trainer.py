@@ -217,6 +217,8 @@ class TailorTrainer(Trainer):
         """
         if output is None and run is None:
             raise RecipeError("A compensation needs a place to write to: give --output.")
+        if finalists < 1:
+            raise RecipeError(f"--finalists is at least 1, got {finalists}.")
         target = Path(output) if output is not None else Path(str(run)) / "compensated"
         for name in ("tailoring.yaml", "recipe.yaml"):
             refuse_existing(target / name, overwrite=overwrite)

